@@ -1,0 +1,13 @@
+"""Tiny Shakespeare in GPT-2's tokens, written beside this file.
+
+The work is done in `nanogpt_jax.prepare`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanogpt_jax import cli, prepare
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(lambda argv: prepare.main_known("shakespeare", argv, Path(__file__).parent.parent)))

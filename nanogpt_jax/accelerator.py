@@ -1,0 +1,64 @@
+"""Which kind of device a run uses: CPU, GPU or TPU, as asked for or as found."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nanogpt_jax.errors import UserError
+
+_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+_INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
+
+# Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+def use_accelerator(requested: str) -> str:
+    """Make JAX run on `requested` (auto, cpu, gpu or tpu) and return which of cpu, gpu and tpu that is.
+
+    Must be called before the first array is made. Raises `UserError` with the line that installs what is missing.
+    """
+    if requested != "auto":
+        jax.config.update("jax_platforms", _PLATFORMS[requested])
+    try:
+        return jax.default_backend()
+    except RuntimeError as error:
+        there = "cpu only" if requested != "auto" else "none"
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"accelerator={requested} is not there (devices found: {there}; {reason}); "
+            f"install its support with {_INSTALL.get(requested, 'pip install -e .')}, or use --accelerator=cpu"
+        ) from error
+
+
+def resolve_dtype(requested: str, platform: str) -> jnp.dtype:
+    """The type of matrix products: `requested`, or for ``auto`` bfloat16 where the hardware is made for it."""
+    if requested == "auto":
+        requested = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(requested)
+
+
+def peak_flops() -> float | None:
+    """Published bfloat16 FLOP/s of all local devices together, or None where there is no such figure."""
+    kind = jax.devices()[0].device_kind
+    for name, peak in _PEAK_FLOPS.items():
+        if name in kind:
+            return peak * jax.device_count()
+    return None
+
+
+def describe() -> str:
+    """Device kind and count, in words."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}"

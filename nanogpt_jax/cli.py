@@ -1,0 +1,260 @@
+"""The command lines of `train.py` and `sample.py`: flags and files in, settings out, errors as one line.
+
+Flags have nanoGPT's names, `-` and `_` alike. Settings files are TOML, which cannot run code; nanoGPT's `.py` files,
+which it executes, are refused by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import tomllib
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+from nanogpt_jax.config import ACCELERATORS, DTYPES, PRESETS, Settings, preset, require_choice
+from nanogpt_jax.errors import UserError
+
+OK, WRONG_USE, INTERRUPTED = 0, 2, 130
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+_TRAIN_DESCRIPTION = """\
+Train a GPT.
+
+  python train.py                           the model that suits this machine, on Tiny Shakespeare
+  python train.py gpt_dev --max_iters=1000  a preset, with a setting changed
+  python train.py mine.toml                 settings from a file: lines of name = value, and preset = "..." to build on
+  python train.py --init_from=resume        go on with the run in out_dir
+
+presets: {presets}"""
+
+
+def run(command: Callable[[Sequence[str]], int]) -> int:
+    """Call `command` with the process's arguments; its exit status, with a `UserError` as one line on stderr and 2."""
+    try:
+        return command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_USE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        sys.stderr.close()
+        return OK
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our manners: no abbreviations, `-` and `_` alike, and mistakes as `UserError`."""
+
+    def __init__(self, usage: str, description: str) -> None:
+        super().__init__(
+            usage=usage,
+            description=description,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=118),
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        self._switches: set[str] = set()
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The arguments that were given, by name; what was left out is not there."""
+        values, unknown = self.parse_known_args(self._spelled_out(argv))
+        if unknown:
+            self._refuse(unknown[0])
+        return vars(values)
+
+    def add_switch(self, group: Any, name: str, **options: Any) -> None:
+        """A flag that may stand alone, for True, or take True or False."""
+        self._switches.add(f"--{name}")
+        group.add_argument(f"--{name}", metavar="BOOL", **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    def _spelled_out(self, argv: Sequence[str]) -> list[str]:
+        """`--n-layer=4` as `--n_layer=4`, and a switch that stands alone as `--switch=True`."""
+        spelled = [_underscored(argument) for argument in argv]
+        following = [*spelled[1:], ""]
+        return [
+            f"{argument}=True" if argument in self._switches and after.lower() not in _BOOLEANS else argument
+            for argument, after in zip(spelled, following, strict=True)
+        ]
+
+    def _refuse(self, argument: str) -> NoReturn:
+        name = argument.split("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        if not name.startswith("--"):
+            raise UserError(f"{argument!r} is one argument too many; settings are given as --name=value")
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UserError(f"there is no setting {name}; " + (f"did you mean {near[0]}?" if near else "see --help"))
+
+
+def train(argv: Sequence[str]) -> int:
+    """`python train.py`: parse, choose the device, train."""
+    given = _train_parser().parse(argv)
+    source = given.pop("preset_or_file", None)
+    changes = _translated(given)
+    named, in_file = source, {}
+    if source is not None and _is_file_name(source):
+        in_file = _settings_file(Path(source))
+        named = in_file.pop("preset", None)
+    if named is not None:
+        preset(named)  # a name that does not exist is refused before a device is looked for
+
+    from nanogpt_jax.accelerator import use_accelerator  # slow to import, so not before the arguments are known good
+
+    explicit = {**in_file, **changes}
+    accelerator = explicit.get("accelerator", "auto")
+    require_choice("accelerator", accelerator, ACCELERATORS)
+    platform = use_accelerator(accelerator)
+    if source is None:
+        named = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
+        print(f"no preset named: taking {named}, which suits a {platform.upper()}")
+    settings = preset(named, **explicit) if named else Settings(**explicit)
+
+    from nanogpt_jax import trainer
+
+    if settings.init_from == "resume":
+        settings = trainer.resumed_settings(settings.out_dir, explicit)
+    try:
+        trainer.train(settings)
+    except trainer.Stopped as stopped:
+        again = f"--init_from=resume --out_dir={settings.out_dir}"
+        print(f"stopped and saved; go on with: python train.py {again}", flush=True)
+        return 128 + stopped.number
+    return OK
+
+
+def sample(argv: Sequence[str]) -> int:
+    """`python sample.py`: parse, load, and print text as it is made."""
+    from nanogpt_jax.sampler import SampleSettings, sample_text
+
+    parser = Parser("python sample.py [--name=value ...]", "Draw text from a trained model; it appears as it is made.")
+    _add_fields(parser, SampleSettings)
+    _add_nanogpt_flags(parser)
+    settings = SampleSettings(**_translated(parser.parse(argv)))
+
+    from nanogpt_jax.accelerator import use_accelerator
+
+    use_accelerator(settings.accelerator)
+    sample_text(settings)
+    return OK
+
+
+def _train_parser() -> Parser:
+    description = _TRAIN_DESCRIPTION.format(presets=", ".join(PRESETS))
+    parser = Parser("python train.py [PRESET | FILE.toml] [--name=value ...]", description)
+    parser.add_argument("preset_or_file", nargs="?", metavar="PRESET | FILE.toml", help="settings to start from")
+    _add_fields(parser, Settings)
+    _add_nanogpt_flags(parser)
+    return parser
+
+
+def _add_fields(parser: Parser, settings: type) -> None:
+    """A flag for every field of a dataclass of settings, under the groups its metadata names."""
+    hints = get_type_hints(settings)
+    groups: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        group = groups.setdefault(f.metadata["group"], None) or parser.add_argument_group(f.metadata["group"])
+        groups[f.metadata["group"]] = group
+        kind = _base_type(hints[f.name])
+        choices = f.metadata["choices"]
+        options = {
+            "type": _reader(f.name, hints[f.name]),
+            "help": f"{f.metadata['help']} ({_shown(f.default)})".replace("%", "%%"),
+        }
+        if kind is bool:
+            parser.add_switch(group, f.name, **options)
+        else:
+            metavar = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()
+            group.add_argument(f"--{f.name}", metavar=metavar, **options)
+
+
+def _add_nanogpt_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("nanoGPT's own", "so that its command lines carry over")
+    group.add_argument("--device", metavar="STR", help="cpu or cuda: the same as --accelerator=cpu or gpu")
+    parser.add_switch(group, "compile", help="no effect: JAX always compiles")
+    group.add_argument("--backend", metavar="STR", help="no effect: JAX brings its own")
+
+
+def _translated(given: dict[str, Any]) -> dict[str, Any]:
+    """nanoGPT's own flags turned into ours."""
+    given.pop("compile", None)
+    given.pop("backend", None)
+    device = given.pop("device", None)
+    if device is not None:
+        kind = {"cpu": "cpu", "cuda": "gpu"}.get(device.split(":")[0])
+        if kind is None:
+            raise UserError(f"device={device} is not cpu or cuda; use --accelerator={{{','.join(ACCELERATORS)}}}")
+        given.setdefault("accelerator", kind)
+    if given.get("dtype") == "float16":
+        raise UserError(f"dtype=float16 needs loss scaling and is not offered; choose one of {', '.join(DTYPES)}")
+    return given
+
+
+def _is_file_name(source: str) -> bool:
+    return source not in PRESETS and (source.endswith((".toml", ".py")) or "/" in source or Path(source).is_file())
+
+
+def _settings_file(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises `UserError` if it cannot be read or holds something else."""
+    if path.suffix == ".py":
+        near = path.stem.removeprefix("train_")
+        mend = f"take the preset {near}" if near in PRESETS else "write name = value lines in a .toml file"
+        raise UserError(f"{path} is Python, which would have to be executed; {mend}")
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"settings file {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # bad TOML, bad UTF-8
+        raise UserError(f"settings file {path} is not TOML ({error}); write lines of name = value") from error
+    names = {f.name for f in dataclasses.fields(Settings)} | {"preset"}
+    for name in settings.keys() - names:
+        near = difflib.get_close_matches(name, names, n=1)
+        raise UserError(
+            f"settings file {path}: there is no setting {name}" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    return settings
+
+
+def _underscored(argument: str) -> str:
+    """`--n-layer=4` as `--n_layer=4`; values stay as they are."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _base_type(hint: Any) -> type:
+    """int of `int | None`, str of a Literal, the hint itself otherwise."""
+    if isinstance(hint, types.UnionType):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint if isinstance(hint, type) else str
+
+
+def _reader(name: str, hint: Any) -> Callable[[str], Any]:
+    """How the text of a flag becomes a value of the field's type."""
+    kind = _base_type(hint)
+
+    def read(text: str) -> Any:
+        if type(None) in get_args(hint) and text.lower() == "none":
+            return None
+        if kind is bool:
+            if text.lower() not in _BOOLEANS:
+                raise UserError(f"{name}={text} is neither True nor False; give one of them")
+            return _BOOLEANS[text.lower()]
+        try:
+            return kind(text)
+        except ValueError:
+            article = "a whole number" if kind is int else "a number"
+            raise UserError(f"{name}={text} is not {article}; give one") from None
+
+    return read
+
+
+def _shown(default: Any) -> str:
+    return "none" if default is None else repr(default) if isinstance(default, str) else str(default)

@@ -1,0 +1,14 @@
+"""The one error this project raises on purpose.
+
+Core and shell alike raise `UserError` for what a user can mend: a setting out of range, a file that is missing or
+damaged, a prompt outside the vocabulary. The command lines turn it into one plain line and exit status 2; anything
+else that escapes is a defect of ours and keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """A mistake the user can mend.
+
+    The message is one line that names the thing, its value, the limit it broke and the mend, for example
+    ``n_embd=130 is not a multiple of n_head=4; choose n_embd=128 or n_embd=132``.
+    """

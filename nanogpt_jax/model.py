@@ -1,0 +1,244 @@
+"""The models, as linen modules with GPT-2's parameter names: `Bigram`, and `GPT` with the blocks it is made of.
+
+Design choices: learned positions, pre-norm blocks, one matrix for queries, keys and values, a 4x MLP, float32
+parameters with matrix products in `dtype`, and a float32 residual stream. Activations lie flat, (B*T, n_embd), between
+the embedding and the head, because XLA multiplies matrices fastest as matrices; only attention needs to know T.
+
+A module here is a pure function of (parameters, tokens). How it is trained is in `training.py`, how text is drawn from
+it in `sampling.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nanogpt_jax.attention import cached_attention, causal_attention
+from nanogpt_jax.config import GPTConfig
+
+LAYER_NORM_EPSILON = 1e-5
+INIT_STD = 0.02
+
+_ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class KeyValues(NamedTuple):
+    """What one layer remembers of the positions it has read: its keys and its values."""
+
+    k: Float[Array, "B H S D"]
+    v: Float[Array, "B H S D"]
+
+
+Cache = tuple[KeyValues, ...]
+"""A `KeyValues` for each layer."""
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias, with the kernel drawn from N(0, std^2) and the bias at zero, as GPT-2 starts them."""
+
+    features: int
+    use_bias: bool
+    std: float = INIT_STD
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N K"]) -> Float[Array, "N M"]:
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head causal self-attention."""
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+    kernel: str = "xla"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N C"], batch: int, train: bool, cache: KeyValues | None, position: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "N C"], KeyValues | None]:
+        cfg = self.config
+        qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
+        qkv = qkv.reshape(batch, -1, 3, cfg.n_head, cfg.head_size).transpose(2, 0, 3, 1, 4)
+        q, k, v = qkv  # each (B, H, T, D)
+        if cache is None:
+            key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
+            y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
+        else:
+            cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
+            y = cached_attention(q, *cache, position)
+        y = y.swapaxes(1, 2).reshape(x.shape)
+        y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(y)
+        return nn.Dropout(cfg.dropout, deterministic=not train)(y), cache
+
+
+class MLP(nn.Module):
+    """Each position thinks for itself: widen four times, bend, narrow again."""
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N C"], train: bool) -> Float[Array, "N C"]:
+        cfg = self.config
+        h = _ACTIVATIONS[cfg.activation](Linear(4 * cfg.n_embd, cfg.bias, dtype=self.dtype, name="c_fc")(x))
+        y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(h)
+        return nn.Dropout(cfg.dropout, deterministic=not train)(y)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each reading a layer norm of the residual stream and adding to it."""
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+    kernel: str = "xla"
+
+    def setup(self) -> None:
+        self.ln_1 = _layer_norm(self.config)
+        self.attn = CausalSelfAttention(self.config, self.dtype, self.kernel)
+        self.ln_2 = _layer_norm(self.config)
+        self.mlp = MLP(self.config, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "N C"], batch: int, train: bool, cache: KeyValues | None, position: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "N C"], KeyValues | None]:
+        y, cache = self.attn(self.ln_1(x), batch, train, cache, position)
+        x = x + y
+        return x + self.mlp(self.ln_2(x), train), cache
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer: token and position embeddings, `n_layer` blocks, a last layer norm and a head.
+
+    Attributes:
+        config: the shape.
+        dtype: the type of matrix products; parameters, layer norms, softmax and logits are float32 whatever it is.
+        kernel: which attention kernel to use over whole sequences, as `attention.choose_kernel` names it.
+    """
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+    kernel: str = "xla"
+
+    def setup(self) -> None:
+        cfg = self.config
+        normal = nn.initializers.normal(INIT_STD)
+        self.wte = nn.Embed(cfg.vocab_size, cfg.n_embd, embedding_init=normal)
+        self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
+        self.drop = nn.Dropout(cfg.dropout)
+        self.h = [Block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
+        self.ln_f = _layer_norm(cfg)
+        if not cfg.tie_word_embeddings:
+            self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
+
+    def __call__(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T V"]:
+        """Logits of the token after each position. With `train`, dropout draws from the ``dropout`` rng."""
+        return self.head(self.hidden(idx, train=train))
+
+    def hidden(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T C"]:
+        """The residual stream after the last layer norm: what the head reads."""
+        return self._blocks(idx, None, 0, train)[0]
+
+    def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
+        """Logits of the token after the one at `index` of the T; the head reads no other position."""
+        return self.head(self.hidden(idx)[:, index])
+
+    def decode(
+        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Read T tokens that stand at `position`, ... after those in `cache`.
+
+        Gives the logits after the last of them, and the cache with all of them in it. With a prompt at position 0 this
+        is the prefill; with one token it is a step of decoding.
+        """
+        x, cache = self._blocks(idx, cache, position, train=False)
+        return self.head(x[:, -1]), cache
+
+    def init_cache(self, batch: int) -> Cache:
+        """An empty cache for `batch` sequences of up to `block_size` tokens."""
+        cfg = self.config
+        shape = (batch, cfg.n_head, cfg.block_size, cfg.head_size)
+        # Arrays of their own, each: the generation loop takes over their memory.
+        return tuple(KeyValues(*(jnp.zeros(shape, self.dtype) for _ in "kv")) for _ in range(cfg.n_layer))
+
+    def head(self, x: Float[Array, "*N C"]) -> Float[Array, "*N V"]:
+        """Logits in float32 from what the last layer norm gave."""
+        flat = x.reshape(-1, x.shape[-1])
+        if self.config.tie_word_embeddings:
+            table = self.wte.embedding.astype(self.dtype)
+            logits = jnp.einsum("nc,vc->nv", flat.astype(self.dtype), table, preferred_element_type=jnp.float32)
+        else:
+            logits = self.lm_head(flat).astype(jnp.float32)
+        return logits.reshape(*x.shape[:-1], -1)
+
+    def _blocks(
+        self, idx: Array, cache: Cache | None, position: Array | int, train: bool
+    ) -> tuple[Float[Array, "B T C"], Cache | None]:
+        B, T = idx.shape
+        x = self.wte(idx) + self.wpe(position + jnp.arange(T))
+        x = self.drop(x.reshape(B * T, -1), deterministic=not train)
+        new = []
+        for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
+            x, kept = block(x, B, train, old, position)
+            new.append(kept)
+        return self.ln_f(x).reshape(B, T, -1), None if cache is None else tuple(new)
+
+
+class Bigram(nn.Module):
+    """The smallest language model: row t of a table holds the logits of what follows token t.
+
+    It remembers nothing, so its cache is empty; otherwise it answers to the same calls as `GPT`.
+    """
+
+    config: GPTConfig
+    dtype: Any = jnp.float32
+    kernel: str = "no"
+
+    def setup(self) -> None:
+        size = self.config.vocab_size
+        # PyTorch's nn.Embedding starts from N(0, 1), and so does the notebook.
+        self.wte = nn.Embed(size, size, embedding_init=nn.initializers.normal(1.0))
+
+    def __call__(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T V"]:
+        """Logits of the token after each position."""
+        return self.wte(idx)
+
+    def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
+        """As `GPT.logits_at`."""
+        return self.wte(idx[:, index])
+
+    def decode(
+        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """As `GPT.decode`."""
+        return self.wte(idx[:, -1]), cache
+
+    def init_cache(self, batch: int) -> Cache:
+        """An empty cache: there is nothing to remember."""
+        return ()
+
+
+def _layer_norm(config: GPTConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(LAYER_NORM_EPSILON, use_bias=config.bias)
+
+
+def _residual_std(config: GPTConfig) -> float:
+    """GPT-2 scales what writes to the residual stream by 1/sqrt(number of writers), two in each block."""
+    return INIT_STD / math.sqrt(2 * config.n_layer)
+
+
+def _write(old: Float[Array, "B H S D"], new: Float[Array, "B H T D"], position: Array | int) -> Array:
+    return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, position, 0))

@@ -1,0 +1,138 @@
+"""Text from a trained model to the terminal, as it is made: what `sample.py` does."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanogpt_jax import sampling
+from nanogpt_jax.config import ACCELERATORS, DTYPES, Settings, require_at_least, require_choice, setting
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.loading import build_model, open_weights
+from nanogpt_jax.prepare import load_tokenizer
+from nanogpt_jax.sampling import SamplingConfig
+from nanogpt_jax.telemetry import CONFIG_FILE
+from nanogpt_jax.tokenizer import Tokenizer
+from nanogpt_jax.training import purpose_key
+
+_TOKENS_AT_A_TIME = 16
+_SEPARATOR = "---------------"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """The settings of `sample.py`, under nanoGPT's names and with its defaults."""
+
+    # fmt: off
+    init_from: str = setting("resume", "model", "resume: the run in out_dir; or weights by name or path, as train.py takes them")
+    out_dir: str | None = setting(None, "model", "the run's folder; none: the newest of ./out*")
+    start: str = setting("\n", "text", "the prompt, or FILE:PATH to read it from a file")
+    num_samples: int = setting(10, "text", "how many texts to draw")
+    max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
+    temperature: float = setting(0.8, "text", "below 1 bolder, above 1 wilder; 0 always takes the likeliest token")
+    top_k: int | None = setting(200, "text", "draw from the k likeliest tokens only; none: from all")
+    top_p: float | None = setting(None, "text", "draw from the fewest tokens that hold this much probability")
+    seed: int = setting(1337, "text", "the same seed gives the same texts")
+    accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "max_new_tokens"):
+            require_at_least(name, getattr(self, name), 1)
+        require_at_least("seed", self.seed, 0)
+        require_choice("accelerator", self.accelerator, ACCELERATORS)
+        require_choice("dtype", self.dtype, DTYPES)
+        self.sampling_config(None)
+
+    def sampling_config(self, vocab_size: int | None) -> SamplingConfig:
+        """How tokens are drawn, from the first `vocab_size` of the table."""
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, vocab_size)
+
+
+def sample_text(settings: SampleSettings) -> None:
+    """Draw all the texts side by side and print them; the first one streams, the others follow it when they are done.
+
+    Raises `UserError` if there are no weights or the tokenizer cannot encode the prompt.
+    """
+    source = settings.init_from
+    if source == "resume":
+        source = settings.out_dir if settings.out_dir is not None else _newest_run()
+    weights = open_weights(source)
+    tokenizer = load_tokenizer(weights.tokenizer)
+    start = _prompt(settings.start)
+    prompt = tokenizer.encode(start)
+
+    shape = Settings(**weights.settings, dtype=settings.dtype)
+    model = build_model(shape, weights.vocab_size, jax.default_backend())
+    params = weights.load(model)
+    config = settings.sampling_config(tokenizer.vocab_size)
+    generation = sampling.begin(model, prompt, jnp.arange(settings.num_samples), settings.max_new_tokens)
+    key = purpose_key(settings.seed, "sample")
+
+    write = _Writer(start, tokenizer)
+    first = int(generation.length)
+    stop = first + settings.max_new_tokens
+    reach = min(first + _TOKENS_AT_A_TIME, stop)
+    generation = sampling.complete(model, config, params, generation, key, reach)
+    while True:
+        # The tokens are fetched before the buffer goes into the next call, which takes over its memory.
+        streamed = np.asarray(generation.tokens[0, first:reach])
+        if reach == stop:
+            break
+        first, reach = reach, min(reach + _TOKENS_AT_A_TIME, stop)
+        generation = sampling.extend(model, config, params, generation, key, reach)
+        write(streamed)
+    write(streamed)
+    write.end()
+    for tokens in np.asarray(generation.tokens[1:, stop - settings.max_new_tokens : stop]):
+        write = _Writer(start, tokenizer)
+        write(tokens)
+        write.end()
+
+
+class _Writer:
+    """Prints one text piece by piece, holding back bytes that are not yet a whole character."""
+
+    def __init__(self, start: str, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._print(start)
+
+    def __call__(self, tokens: np.ndarray) -> None:
+        self._print(self._decoder.decode(self._tokenizer.decode_bytes(tokens)))
+
+    def end(self) -> None:
+        self._print(self._decoder.decode(b"", final=True) + f"\n{_SEPARATOR}\n")
+
+    def _print(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _newest_run() -> str:
+    """The folder ./out* with the youngest settings file."""
+    runs = sorted(Path().glob(f"out*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UserError("there is no run in ./out*; train one with python train.py, or name it with --out_dir=DIR")
+    print(f"out_dir: {runs[-1].parent}, the newest run here", file=sys.stderr)
+    return str(runs[-1].parent)
+
+
+def _prompt(start: str) -> str:
+    """The prompt itself, or what the file it names holds."""
+    if not start.startswith("FILE:"):
+        return start
+    try:
+        return Path(start.removeprefix("FILE:")).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"start={start} cannot be read ({error.strerror}); name a text file after FILE:") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"start={start} is not UTF-8 text ({error}); save it as UTF-8") from error

@@ -1,0 +1,201 @@
+"""Text from a model, as a pure function of (parameters, prompt, key): prefill, one decode step, and the loop.
+
+The loop is one jitted `lax.while_loop`, free of `lax.scan`. The token at position p of sample s is drawn under a key
+derived from s and p alone, so the same text comes out one sample at a time or many, streamed or at once, cached or not.
+Past `block_size` the model reads the last `block_size` tokens anew for every token, which is what nanoGPT does.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.model import Cache
+from nanogpt_jax.training import Params
+
+_SHORTEST_BUFFER = 16
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is chosen from its logits.
+
+    Attributes:
+        temperature: divides the logits; below 1 is bolder, 0 takes the likeliest token (greedy).
+        top_k: only the k likeliest tokens may be drawn; None for all.
+        top_p: only the fewest tokens that hold this much probability may be drawn (nucleus sampling, Holtzman et al.,
+            2020); None for all. It applies to what `top_k` leaves.
+        vocab_size: only tokens below it may be drawn, for models with a padded table; None for all.
+        cached: keep keys and values of what has been read. Off, every token re-reads the text: the plain twin.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = 200
+    top_p: float | None = None
+    vocab_size: int | None = None
+    cached: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature} is not a number of at least 0; 0.8 is usual, 0 is greedy")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k={self.top_k} leaves no token to draw; choose at least 1, or leave it out for all")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} is outside (0, 1]; 0.9 is usual, 1 draws from all tokens")
+
+
+class Generation(NamedTuple):
+    """Texts under way: a buffer of tokens of which the first `length` are there, and the model's memory of them.
+
+    `offset` counts the tokens of the prompt that came before the buffer, so that positions are those of the text.
+    """
+
+    tokens: Int[Array, "B L"]
+    length: Int[Array, ""]
+    offset: Int[Array, ""]
+    samples: Int[Array, " B"]
+    cache: Cache
+
+
+def generate(
+    model: nn.Module,
+    params: Params,
+    prompt: Int[Array, " P"],
+    key: PRNGKeyArray,
+    *,
+    max_new_tokens: int,
+    num_samples: int = 1,
+    config: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
+) -> Int[Array, "S N"]:
+    """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`.
+
+    The prompt must hold at least one token; the model reads its last `block_size`. Raises `UserError` otherwise.
+    """
+    generation = begin(model, prompt, jnp.arange(num_samples), max_new_tokens)
+    start = int(generation.length)
+    done = complete(model, config, params, generation, key, jnp.asarray(start + max_new_tokens))
+    return done.tokens[:, start : start + max_new_tokens]
+
+
+def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_tokens: int) -> Generation:
+    """A generation that has read nothing yet: the prompt in a buffer with room for `max_new_tokens` after it.
+
+    The buffer's size is rounded up to a power of two, so that prompts of many lengths share one compiled program.
+    """
+    if len(prompt) == 0:
+        raise UserError("the prompt is empty and there is nothing to continue; give at least one token")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} draws nothing; choose at least 1")
+    block_size = model.config.block_size
+    offset = max(0, len(prompt) - block_size)
+    prompt = jnp.asarray(prompt, jnp.int32)[offset:]
+    size = max(block_size, _power_of_two(len(prompt) + max_new_tokens))
+    tokens = jnp.zeros((len(samples), size), jnp.int32).at[:, : len(prompt)].set(prompt)
+    return Generation(
+        tokens, jnp.asarray(len(prompt)), jnp.asarray(offset), jnp.asarray(samples), model.init_cache(len(samples))
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="generation")
+def complete(
+    model: nn.Module,
+    config: SamplingConfig,
+    params: Params,
+    generation: Generation,
+    key: PRNGKeyArray,
+    stop: Int[Array, ""],
+) -> Generation:
+    """Read the prompt, then draw tokens until the buffer holds `stop` of them."""
+    return _extend(model, config, params, prefill(model, params, generation) if config.cached else generation, key, stop)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="generation")
+def extend(
+    model: nn.Module,
+    config: SamplingConfig,
+    params: Params,
+    generation: Generation,
+    key: PRNGKeyArray,
+    stop: Int[Array, ""],
+) -> Generation:
+    """Go on from where `complete` or `extend` stopped; calling it bit by bit is how text is streamed."""
+    return _extend(model, config, params, generation, key, stop)
+
+
+def prefill(model: nn.Module, params: Params, generation: Generation) -> Generation:
+    """Fill the cache with the whole prompt in one pass.
+
+    What the buffer holds past the prompt is read too, and does no harm: the cache's entry of a position is written
+    anew when the token of that position is drawn and read, before anything may look at it.
+    """
+    block_size = model.config.block_size
+    window = generation.tokens[:, :block_size]
+    _, cache = model.apply({"params": params}, window, generation.cache, 0, method="decode")
+    return generation._replace(cache=cache)
+
+
+def _extend(
+    model: nn.Module, config: SamplingConfig, params: Params, generation: Generation, key: PRNGKeyArray, stop: Array
+) -> Generation:
+    block_size = model.config.block_size
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
+
+    def cached(g: Generation) -> tuple[Array, Cache]:
+        last = jax.lax.dynamic_slice_in_dim(g.tokens, g.length - 1, 1, axis=1)
+        return model.apply({"params": params}, last, g.cache, g.length - 1, method="decode")
+
+    def uncached(g: Generation) -> tuple[Array, Cache]:
+        start = jnp.maximum(g.length - block_size, 0)
+        window = jax.lax.dynamic_slice_in_dim(g.tokens, start, block_size, axis=1)
+        return model.apply({"params": params}, window, g.length - 1 - start, method="logits_at"), g.cache
+
+    def while_shorter_than(limit: Array, logits_of, g: Generation) -> Generation:
+        def step(g: Generation) -> Generation:
+            logits, cache = logits_of(g)
+            here = jax.vmap(jax.random.fold_in, (0, None))(keys, g.offset + g.length)
+            drawn = draw(config, logits, here)
+            tokens = jax.lax.dynamic_update_slice_in_dim(g.tokens, drawn[:, None], g.length, axis=1)
+            return g._replace(tokens=tokens, length=g.length + 1, cache=cache)
+
+        return jax.lax.while_loop(lambda g: g.length < limit, step, g)
+
+    if config.cached:  # the cache has room for block_size tokens, so it gives the logits of up to as many
+        generation = while_shorter_than(jnp.minimum(stop, block_size + 1), cached, generation)
+    return while_shorter_than(stop, uncached, generation)
+
+
+def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray) -> Int[Array, " B"]:
+    """One token for each row of logits, each row under its own key."""
+    if config.vocab_size is not None:
+        logits = logits[:, : config.vocab_size]
+    if config.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / config.temperature
+    if config.top_k is not None and config.top_k < logits.shape[-1]:
+        logits = _keep_at_least(logits, jax.lax.top_k(logits, config.top_k)[0][:, -1:])
+    if config.top_p is not None and config.top_p < 1:
+        logits = _keep_at_least(logits, _nucleus_threshold(logits, config.top_p))
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _keep_at_least(logits: Array, threshold: Float[Array, "B 1"]) -> Array:
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def _nucleus_threshold(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B 1"]:
+    """The smallest logit in the fewest tokens whose probabilities add up to at least `top_p`."""
+    falling = -jnp.sort(-logits, axis=-1)
+    probs = jax.nn.softmax(falling, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs  # probability of the tokens ahead of each
+    return jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+
+
+def _power_of_two(n: int) -> int:
+    return max(_SHORTEST_BUFFER, 1 << (n - 1).bit_length())

@@ -1,0 +1,148 @@
+"""What a run tells: lines on the terminal, `metrics.jsonl` and `config.json` in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from nanogpt_jax.accelerator import peak_flops
+from nanogpt_jax.config import Settings
+from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.optimizer import learning_rate_schedule
+from nanogpt_jax.training import Metrics, Params
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, {"step", "split", "loss", ...}, written as things happen.
+
+    ``split`` is ``train`` (the loss of one update's batch), ``train_eval`` and ``val`` (the estimates of an evaluation)
+    or ``val_whole`` (the pass over the whole validation split).
+    """
+
+    def __init__(self, out_dir: Path, *, step: int, evaluated: bool) -> None:
+        """Open for a run that stands before update `step`; lines a lost process wrote past that are dropped.
+
+        `evaluated` says whether the evaluation due at `step` has been made, and so stays.
+        """
+        path = out_dir / METRICS_FILE
+        kept = [line for line in _whole_lines(path) if _is_before(json.loads(line), step, evaluated)]
+        with replace_when_whole(path, "w") as file:
+            file.writelines(kept)
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by `close`)
+
+    def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
+        """Add a line; figures that are None have no meaning here and are left out."""
+        known = {name: value for name, value in figures.items() if value is not None}
+        self._file.write(json.dumps({"step": step, "split": split, "loss": loss, **known}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class StepLog:
+    """Reports every `log_interval`-th update, one update late, so that the device never waits for the terminal."""
+
+    def __init__(self, settings: Settings, metrics: MetricsFile, params: Params, seconds_before: float) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._schedule = learning_rate_schedule(settings)
+        self._flops_per_iter = flops_per_token(settings, params) * settings.tokens_per_iter
+        self._peak_flops = peak_flops()
+        self._start = time.perf_counter() - seconds_before
+        self._pending: tuple[int, Metrics] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock of the time per iteration anew, after something that was not an update."""
+        self._clock, self._updates = time.perf_counter(), 0
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Note the metrics of update `step`, still on the device, and report those of the update before if due."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Wait for the update noted last, and report it if it is due."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        self._updates += 1
+        if step % self._settings.log_interval:
+            return
+        loss = float(metrics["loss"])
+        each = (time.perf_counter() - self._clock) / self._updates
+        self.restart()
+        mfu = None if self._peak_flops is None else self._flops_per_iter / each / self._peak_flops
+        self._metrics.write(
+            step,
+            "train",
+            loss,
+            learning_rate=self.learning_rate(step),
+            tokens_per_second=round(self._settings.tokens_per_iter / each, 1),
+            mfu=mfu,
+            seconds=self.seconds(),
+        )
+        share = "" if mfu is None else f", mfu {mfu:.2%}"
+        print(f"iter {step}: loss {loss:.4f}, time {1000 * each:.2f}ms{share}", flush=True)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update `step`."""
+        return float(self._schedule(step))
+
+    def seconds(self) -> float:
+        """Time in training so far, in all the processes of the run."""
+        return round(time.perf_counter() - self._start, 3)
+
+
+def flops_per_token(settings: Settings, params: Params) -> float:
+    """Floating-point operations of one token, forward and backward: 6N + 12LHQT (PaLM, appendix B).
+
+    N leaves the position table out, as nanoGPT does. A bigram table multiplies nothing.
+    """
+    if settings.model == "bigram":
+        return 0.0
+    n = sum(p.size for p in jax.tree.leaves(params)) - params["wpe"]["embedding"].size
+    return 6 * n + 12 * settings.n_layer * settings.n_embd * settings.block_size
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a metrics file, without one that a dying process left half-written."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("}\n")]
+    return []
+
+
+def _is_before(entry: dict[str, Any], step: int, evaluated: bool) -> bool:
+    if entry["step"] == step:
+        return evaluated and entry["split"] in ("train_eval", "val")
+    return entry["step"] < step
+
+
+def write_config(out_dir: Path, settings: Settings, **facts: Any) -> None:
+    """`config.json`: everything needed to tell this run from another and to make it again."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    document = {
+        "settings": vars(settings),
+        "seed": settings.seed,
+        "command": sys.argv,
+        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        **facts,
+    }
+    with replace_when_whole(out_dir / CONFIG_FILE, "w") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")

@@ -1,0 +1,125 @@
+"""One update, as a pure function of the state and a batch.
+
+`make_train_step` closes over the model and the optimizer and gives a function that is compiled once, takes the old
+state's memory for the new one, and never waits for the host: its metrics are device arrays, to be fetched late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Params = Any
+Metrics = dict[str, Float[Array, ""]]
+
+
+class Batch(NamedTuple):
+    """Tokens and, for each, the token that follows it: `targets[..., t]` comes after `tokens[..., t]`."""
+
+    tokens: Int[Array, "*A B T"]
+    targets: Int[Array, "*A B T"]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes in training, and the seed of its randomness; a checkpoint holds exactly this.
+
+    Attributes:
+        step: number of updates made.
+        params: the model's parameters.
+        opt_state: the optimizer's moments and counters.
+        seed: what dropout's keys are derived from, with the step.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    seed: Int[Array, ""]
+
+
+def init_params(model: nn.Module, seed: int | Int[Array, ""]) -> Params:
+    """Fresh parameters of `model`, a pure function of `seed`."""
+    return model.init(purpose_key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, seed: int | Int[Array, ""]) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(seed, jnp.uint32))
+
+
+def purpose_key(seed: int | Int[Array, ""], purpose: str) -> PRNGKeyArray:
+    """The root key of one use of randomness; different purposes under one seed draw independently."""
+    purposes = ("init", "dropout", "sample")
+    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
+
+
+def loss_fn(model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Float[Array, ""]:
+    """Mean cross-entropy of the targets, in nats per token; with a key, under dropout."""
+    return token_losses(model, params, batch, dropout_key).mean()
+
+
+def token_losses(
+    model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
+) -> Float[Array, "B T"]:
+    """Cross-entropy of each target, in nats."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    logits = model.apply({"params": params}, batch.tokens, train=dropout_key is not None, rngs=rngs)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+
+
+def make_train_step(
+    model: nn.Module, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
+
+    A batch of shape (B, T) is one micro-batch; one of shape (A, B, T) is A of them, whose gradients are averaged before
+    the single update (gradient accumulation: the memory of one, the gradient of all).
+
+    Metrics are float32 scalars: ``loss`` (nats per token, before the update) and ``grad_norm`` (before clipping).
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(purpose_key(state.seed, "dropout"), state.step)
+        loss, grads = _accumulated(model, state.params, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:
+    """Loss and gradient of a batch, averaged over its micro-batches if it has several."""
+    value_and_grad = jax.value_and_grad(loss_fn, argnums=1)
+    if batch.tokens.ndim == 2:
+        return value_and_grad(model, params, batch, key)
+    steps = batch.tokens.shape[0]
+
+    def add(total: Any, micro: tuple[Array, Batch]) -> tuple[Any, None]:
+        index, micro_batch = micro
+        part = value_and_grad(model, params, micro_batch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, part), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zero, (jnp.arange(steps), batch))
+    return jax.tree.map(lambda x: x / steps, total)
+
+
+def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B T"]], Float[Array, ""]]:
+    """The jitted ``eval_step(params, batch, weights)``: the weighted sum of the targets' losses, in nats, no dropout.
+
+    Weights of one give a plain sum; a zero leaves a target out, which is how a last, shorter window is padded.
+    """
+
+    def eval_step(params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
+        return jnp.sum(token_losses(model, params, batch) * weights)
+
+    return jax.jit(eval_step)

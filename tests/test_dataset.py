@@ -1,0 +1,83 @@
+"""Batches are pure functions of (seed, split, index), and every target of a split is seen once in the whole pass."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_jax.dataset import open_tokens, random_batch, whole_split
+from nanogpt_jax.errors import UserError
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    path = tmp_path / "train.bin"
+    (np.arange(1000) % 50).astype("<u2").tofile(path)
+    return open_tokens(path, vocab_size=50, block_size=8)
+
+
+def test_a_batch_depends_on_seed_split_and_index_alone(token_file):
+    first = random_batch(token_file, "train", 1, 5, (4,), 8)
+    random_batch(token_file, "train", 1, 6, (4,), 8)
+    again = random_batch(token_file, "train", 1, 5, (4,), 8)
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    others = [("val", 1, 5), ("train", 2, 5), ("train", 1, 6)]
+    assert all(not np.array_equal(first.tokens, random_batch(token_file, *o, (4,), 8).tokens) for o in others)
+
+
+def test_targets_are_the_tokens_one_later(token_file):
+    batch = random_batch(token_file, "train", 0, 0, (3, 4), 8)
+    assert batch.tokens.shape == batch.targets.shape == (3, 4, 8)
+    np.testing.assert_array_equal((batch.tokens + 1) % 50, batch.targets)
+    assert batch.tokens.dtype == np.int32
+
+
+def test_every_window_can_be_drawn(tmp_path):
+    path = tmp_path / "small.bin"
+    np.arange(10, dtype="<u2").tofile(path)
+    file = open_tokens(path, vocab_size=10, block_size=8)
+    starts = {int(t[0]) for i in range(40) for t in random_batch(file, "train", 0, i, (2,), 8).tokens}
+    assert starts == {0, 1}
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(9, 200), batch=st.integers(1, 5), block=st.integers(1, 8))
+def test_the_whole_pass_predicts_each_token_but_the_first_once(tmp_path_factory, n, batch, block):
+    path = tmp_path_factory.mktemp("whole") / "val.bin"
+    np.arange(n, dtype="<u2").tofile(path)
+    file = open_tokens(path, vocab_size=n, block_size=8)
+    seen = []
+    for part, weights in whole_split(file, batch, block):
+        kept = weights.astype(bool)
+        seen += part.targets[kept].tolist()
+        np.testing.assert_array_equal(part.tokens[kept] + 1, part.targets[kept])
+    assert seen == list(range(1, n))
+
+
+def write(path, tokens):
+    np.asarray(tokens, "<u2").tofile(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.unlink(), "cannot be read"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"1,999 bytes where 2,000 bytes \(1,000 tokens\) belong"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-2]), "1,998 bytes where 2,000 bytes"),
+        (lambda p: p.write_bytes(b""), "0 bytes"),
+        (lambda p: write(p, [*range(999), 65]), "token 998 at position 65, outside the vocabulary of 65"),
+        (lambda p: p.unlink() or p.mkdir(), "train.bin"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, damage, message):
+    path = tmp_path / "train.bin"
+    write(path, np.arange(1000) % 65)
+    damage(path)
+    with pytest.raises(UserError, match=message) as error:
+        open_tokens(path, vocab_size=65, block_size=8, expected=1000)
+    assert "\n" not in str(error.value) and "train.bin" in str(error.value)
+
+
+def test_a_block_longer_than_the_split_is_refused(token_file):
+    with pytest.raises(UserError, match=r"block_size=1000 does not fit .*1,000 tokens; choose at most 999"):
+        open_tokens(token_file.path, vocab_size=50, block_size=1000)

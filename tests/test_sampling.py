@@ -1,0 +1,155 @@
+"""Sampling: the fast path draws what the plain one draws, however it is cut up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanogpt_jax import sampling
+from nanogpt_jax.config import GPTConfig
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.model import GPT, Bigram
+from nanogpt_jax.sampling import SamplingConfig, draw, generate
+from nanogpt_jax.training import init_params, purpose_key
+
+BLOCK_SIZE = 16
+CONFIG = GPTConfig(block_size=BLOCK_SIZE, vocab_size=65, n_layer=2, n_head=2, n_embd=16)
+KEY = purpose_key(7, "sample")
+
+
+def fresh(model):
+    """Parameters whose predictions are far from uniform, so that a mistake shows."""
+    return jax.jit(lambda: jax.tree.map(lambda p: 4 * p, init_params(model, 0)))()
+
+
+@pytest.fixture(scope="module", params=["gpt", "bigram"])
+def model_and_params(request):
+    model = GPT(CONFIG) if request.param == "gpt" else Bigram(CONFIG)
+    return model, fresh(model)
+
+
+def primitives(jaxpr):
+    """Names of all primitives in a jaxpr and in the jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(top_p=0.9), SamplingConfig(0.0), SamplingConfig(cached=False)])
+def test_the_generation_loop_has_no_scan(model_and_params, config):
+    model, params = model_and_params
+    start = sampling.begin(model, np.arange(3), jnp.arange(2), 40)
+    names = set(primitives(jax.make_jaxpr(sampling.complete, static_argnums=(0, 1))(
+        model, config, params, start, KEY, jnp.asarray(43)).jaxpr))  # fmt: skip
+    assert "while" in names
+    assert "scan" not in names
+
+
+def test_the_walk_finds_a_scan_where_there_is_one():
+    counted = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, y: y + 1, x))
+    assert "scan" in set(primitives(jax.make_jaxpr(counted)(0).jaxpr))
+
+
+@pytest.mark.parametrize("prompt_length", [1, 5, BLOCK_SIZE, BLOCK_SIZE + 7])
+def test_cached_and_uncached_draw_the_same_tokens_within_and_past_the_block(model_and_params, prompt_length):
+    model, params = model_and_params
+    prompt = np.arange(prompt_length) % 65
+    options = {"max_new_tokens": 2 * BLOCK_SIZE, "num_samples": 2}
+    cached = generate(model, params, prompt, KEY, **options)
+    uncached = generate(model, params, prompt, KEY, **options, config=SamplingConfig(cached=False))
+    np.testing.assert_array_equal(cached, uncached)
+
+
+def test_past_the_block_the_last_block_size_tokens_are_read_anew():
+    """The meaning nanoGPT gives it, spelled out with the model's own forward pass."""
+    model = GPT(CONFIG)
+    params = fresh(model)
+    forward = jax.jit(lambda idx: model.apply({"params": params}, idx))
+    text = list(range(5))
+    greedy = generate(model, params, np.array(text), KEY, max_new_tokens=30, config=SamplingConfig(temperature=0.0))[0]
+    for token in greedy:
+        window = text[-BLOCK_SIZE:]
+        padded = np.array([window + [0] * (BLOCK_SIZE - len(window))])  # one shape to compile; the future is not seen
+        assert int(np.argmax(forward(padded)[0, len(window) - 1])) == int(token)
+        text.append(int(token))
+
+
+def test_a_sample_is_the_same_alone_or_among_others(model_and_params):
+    model, params = model_and_params
+    together = generate(model, params, np.arange(4), KEY, max_new_tokens=20, num_samples=3)
+    begun = sampling.begin(model, np.arange(4), jnp.array([2]), 20)
+    alone = sampling.complete(model, SamplingConfig(), params, begun, KEY, jnp.asarray(24)).tokens[0, 4:24]
+    np.testing.assert_array_equal(alone, together[2])
+    assert not np.array_equal(together[0], together[1])
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.integers(5, 34), max_size=4))
+def test_streamed_or_at_once_the_text_is_the_same(cuts):
+    model = GPT(CONFIG)
+    params = fresh(model)
+    at_once = generate(model, params, np.arange(4), KEY, max_new_tokens=30)[0]
+    pieces = sampling.begin(model, np.arange(4), jnp.arange(1), 30)
+    pieces = sampling.complete(model, SamplingConfig(), params, pieces, KEY, jnp.asarray(4))
+    for stop in [*sorted(cuts), 34]:
+        pieces = sampling.extend(model, SamplingConfig(), params, pieces, KEY, jnp.asarray(stop))
+    np.testing.assert_array_equal(pieces.tokens[0, 4:34], at_once)
+
+
+def test_a_text_fed_back_as_prompt_goes_on_as_it_would_have(model_and_params):
+    model, params = model_and_params
+    prompt = np.arange(4)
+    whole = np.asarray(generate(model, params, prompt, KEY, max_new_tokens=40)[0])
+    rest = generate(model, params, np.concatenate([prompt, whole[:25]]), KEY, max_new_tokens=15)[0]
+    np.testing.assert_array_equal(rest, whole[25:])
+
+
+LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05]], np.float32))
+
+
+def drawn(config, n=400):
+    rows = np.repeat(LOGITS, n, axis=0)
+    return np.bincount(draw(config, rows, jax.random.split(KEY, n)), minlength=4) / n
+
+
+@pytest.mark.parametrize(
+    ("config", "allowed"),
+    [
+        (SamplingConfig(1.0, top_k=None), [0, 1, 2, 3]),
+        (SamplingConfig(1.0, top_k=2), [0, 1]),
+        (SamplingConfig(1.0, top_k=100), [0, 1, 2, 3]),
+        (SamplingConfig(1.0, top_k=None, top_p=0.5), [0]),
+        (SamplingConfig(1.0, top_k=None, top_p=0.51), [0, 1]),
+        (SamplingConfig(1.0, top_k=None, top_p=0.9), [0, 1, 2]),
+        (SamplingConfig(1.0, top_k=None, top_p=1.0), [0, 1, 2, 3]),
+        (SamplingConfig(1.0, top_k=None, vocab_size=2), [0, 1]),
+        (SamplingConfig(0.0), [0]),
+    ],
+)
+def test_only_allowed_tokens_are_drawn_in_their_proportions(config, allowed):
+    expected = np.zeros(4)
+    expected[allowed] = np.exp(LOGITS[0, allowed])
+    np.testing.assert_allclose(drawn(config), expected / expected.sum(), atol=0.08)
+    assert not drawn(config)[np.setdiff1d(range(4), allowed)].any()
+
+
+def test_temperature_sharpens():
+    assert drawn(SamplingConfig(0.25))[0] > drawn(SamplingConfig(1.0))[0] > drawn(SamplingConfig(4.0))[0]
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_settings_out_of_range_are_named(wrong):
+    (name, value), = wrong.items()  # fmt: skip
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        SamplingConfig(**wrong)
+
+
+def test_an_empty_prompt_is_refused():
+    model = GPT(CONFIG)
+    with pytest.raises(UserError, match="prompt is empty"):
+        generate(model, init_params(model, 0), np.array([], int), KEY, max_new_tokens=3)

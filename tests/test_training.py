@@ -1,0 +1,152 @@
+"""One update: against closed forms, across micro-batches, and its randomness."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nanogpt_jax.config import GPTConfig, Settings, preset
+from nanogpt_jax.model import GPT, Bigram
+from nanogpt_jax.optimizer import learning_rate_schedule, make_optimizer
+from nanogpt_jax.training import (
+    Batch,
+    init_params,
+    init_state,
+    loss_fn,
+    make_eval_step,
+    make_train_step,
+    token_losses,
+)
+
+SMALL = GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8)
+SETTINGS = preset("shakespeare_char_cpu", weight_decay=0.1, grad_clip=0.0, decay_lr=False, learning_rate=1e-2)
+
+
+def random_batch(*shape, seed=0):
+    windows = np.random.default_rng(seed).integers(0, 11, (*shape, 9)).astype(np.int32)
+    return Batch(windows[..., :-1], windows[..., 1:])
+
+
+def fresh(model, settings=SETTINGS):
+    tx = make_optimizer(settings)
+    return tx, jax.jit(lambda: init_state(init_params(model, 0), tx, settings.seed))()
+
+
+def test_loss_is_the_mean_of_minus_log_probabilities():
+    model = Bigram(SMALL)
+    params = init_params(model, 0)
+    batch = random_batch(2)
+    table = np.asarray(params["wte"]["embedding"], np.float64)
+    log_probs = table - np.log(np.exp(table).sum(-1, keepdims=True))
+    expected = -log_probs[batch.tokens, batch.targets]
+    np.testing.assert_allclose(token_losses(model, params, batch), expected, atol=1e-5)
+    assert float(loss_fn(model, params, batch)) == pytest.approx(expected.mean(), abs=1e-5)
+
+
+def test_the_first_adamw_update_is_the_closed_form():
+    """After one step m = (1-b1) g and v = (1-b2) g^2, so bias-corrected m / sqrt(v) is the sign of g, nearly."""
+    model = GPT(SMALL)
+    tx, state = fresh(model)
+    batch = random_batch(4)
+    before, grads = state.params, jax.jit(jax.grad(lambda p: loss_fn(model, p, batch)))(state.params)
+    before = jax.tree.map(np.array, before)
+    state, _ = make_train_step(model, tx)(state, batch)
+
+    def expected(p, g):
+        g = np.asarray(g, np.float64)
+        decay = 0.1 if p.ndim >= 2 else 0.0
+        return p - 1e-2 * (g / (np.abs(g) + 1e-8) + decay * p)
+
+    jax.tree.map(lambda p, g, q: np.testing.assert_allclose(q, expected(p, g), atol=2e-5), before, grads, state.params)
+
+
+def test_clipping_bounds_the_gradient_the_optimizer_sees():
+    model = GPT(SMALL)
+    settings = preset("shakespeare_char_cpu", grad_clip=1e-4)
+    tx, state = fresh(model, settings)
+    state, metrics = make_train_step(model, tx)(state, random_batch(4))
+    first_moments = jax.tree.leaves(state.opt_state[1][0].mu)
+    seen = math.sqrt(sum(float((m / 0.1) @ (m / 0.1)) for m in map(jnp.ravel, first_moments)))
+    assert seen == pytest.approx(1e-4, rel=1e-3)
+    assert float(metrics["grad_norm"]) > 1e-2
+
+
+def test_micro_batches_give_the_update_of_the_whole_batch():
+    model = GPT(SMALL)
+    whole = random_batch(6)
+    parts = jax.tree.map(lambda x: x.reshape(3, 2, 8), whole)
+    results = []
+    for batch in (whole, parts):
+        tx, state = fresh(model)
+        step = make_train_step(model, tx)
+        results.append(step(state, batch))
+    (one, one_metrics), (three, three_metrics) = results
+    assert float(one_metrics["loss"]) == pytest.approx(float(three_metrics["loss"]), abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, three.params)
+
+
+def test_dropout_is_a_function_of_seed_and_step_and_off_in_evaluation():
+    model = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, dropout=0.5))
+    batch = random_batch(2)
+    step = make_train_step(model, make_optimizer(SETTINGS))
+
+    def loss_at(seed, number):
+        _, state = fresh(model)
+        return float(step(state.replace(seed=jnp.uint32(seed), step=jnp.int32(number)), batch)[1]["loss"])
+
+    assert loss_at(1, 0) == loss_at(1, 0)
+    assert len({loss_at(1, 0), loss_at(1, 1), loss_at(2, 0)}) == 3
+    _, state = fresh(model)
+    evaluate = make_eval_step(model)
+    ones = np.ones((2, 8), np.float32)
+    plain = GPT(SMALL)
+    total = float(token_losses(plain, state.params, batch).sum())
+    assert float(evaluate(state.params, batch, ones)) == pytest.approx(total, rel=1e-6)
+
+
+def test_a_zero_weight_leaves_a_target_out():
+    model = Bigram(SMALL)
+    params = init_params(model, 0)
+    batch = random_batch(2)
+    weights = np.zeros((2, 8), np.float32)
+    weights[1, 3] = 1
+    expected = float(token_losses(model, params, batch)[1, 3])
+    assert float(make_eval_step(model)(params, batch, weights)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_batch_can_be_learnt_by_heart():
+    model = GPT(SMALL)
+    tx, state = fresh(model)
+    step = make_train_step(model, tx)
+    batch = random_batch(4)
+    for _ in range(150):
+        state, metrics = step(state, batch)
+    assert float(metrics["loss"]) < 0.25
+    assert int(state.step) == 150
+
+
+def nanogpt_learning_rate(it, s: Settings):
+    """The schedule as nanoGPT states it: linear warm-up from the first update on, cosine, floor."""
+    if it < s.warmup_iters:
+        return s.learning_rate * (it + 1) / (s.warmup_iters + 1)
+    if it > s.lr_decay_iters:
+        return s.min_lr
+    done = (it - s.warmup_iters) / (s.lr_decay_iters - s.warmup_iters)
+    return s.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (s.learning_rate - s.min_lr)
+
+
+def test_the_learning_rate_follows_nanogpts_schedule():
+    settings = preset("shakespeare_char_cpu")
+    steps = np.arange(0, 2100)
+    rates = jax.vmap(learning_rate_schedule(settings))(steps)
+    expected = [nanogpt_learning_rate(int(step), settings) for step in steps]
+    np.testing.assert_allclose(rates, expected, rtol=0, atol=1e-9)
+
+
+def test_the_step_takes_over_the_memory_of_the_state():
+    model = Bigram(SMALL)
+    tx, state = fresh(model)
+    make_train_step(model, tx)(state, random_batch(2))
+    assert state.params["wte"]["embedding"].is_deleted()
