@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import sys
 import tomllib
 import types
@@ -78,10 +79,9 @@ class Parser(argparse.ArgumentParser):
     def _spelled_out(self, argv: Sequence[str]) -> list[str]:
         """`--n-layer=4` as `--n_layer=4`, and a switch that stands alone as `--switch=True`."""
         spelled = [_underscored(argument) for argument in argv]
-        following = [*spelled[1:], ""]
         return [
             f"{argument}=True" if argument in self._switches and after.lower() not in _BOOLEANS else argument
-            for argument, after in zip(spelled, following, strict=True)
+            for argument, after in itertools.pairwise([*spelled, ""])
         ]
 
     def _refuse(self, argument: str) -> NoReturn:

@@ -1,0 +1,125 @@
+"""The command lines: nanoGPT's names carry over, and every mistake is one plain line and exit status 2."""
+
+import pytest
+
+from nanogpt_jax import cli, trainer
+from nanogpt_jax.errors import UserError
+
+from .conftest import command
+
+
+@pytest.fixture
+def settings_of(monkeypatch):
+    """Parse a command line of train.py and give the settings it would train with."""
+
+    def parse(*argv):
+        seen = []
+        monkeypatch.setattr(trainer, "train", seen.append)
+        assert cli.train(argv) == 0
+        return seen[0]
+
+    return parse
+
+
+def test_a_nanogpt_command_line_carries_over(settings_of):
+    s = settings_of(
+        "shakespeare_char", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64",
+        "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000", "--lr_decay_iters=2000",
+        "--dropout=0.0",
+    )  # fmt: skip
+    assert (s.accelerator, s.eval_iters, s.n_embd, s.dropout, s.learning_rate) == ("cpu", 20, 128, 0.0, 1e-3)
+
+
+def test_dashes_and_underscores_are_alike_and_switches_may_stand_alone(settings_of):
+    assert settings_of("gpt_dev", "--n-layer=2", "--max_iters", "7").n_layer == 2
+    assert settings_of("--eval-only", "--bias").eval_only
+    assert not settings_of("gpt_dev", "--bias=False", "--eval_only=false").bias
+    assert settings_of("--bias", "gpt_dev").n_embd == 64
+    assert settings_of("gpt_dev", "--qkv_bias=none").qkv_bias is None
+
+
+def test_without_a_preset_it_says_which_it_takes(settings_of, capsys):
+    assert settings_of().n_embd == 128
+    assert "no preset named: taking shakespeare_char_cpu" in capsys.readouterr().out
+
+
+def test_settings_come_from_a_file_and_flags_win(settings_of, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "gpt_dev"\nn_layer = 3\nlearning_rate = 1\n')
+    s = settings_of(str(file), "--n_layer=5")
+    assert (s.n_layer, s.learning_rate, s.n_embd) == (5, 1.0, 64)
+    file.write_text("")
+    assert settings_of(str(file)).n_layer == 12
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--n_heads=4"], "there is no setting --n_heads; did you mean --n_head?"),
+        (["--eval_it=4"], "there is no setting --eval_it"),
+        (["gpt5"], "there is no preset 'gpt5'"),
+        (["gpt_dev", "gpt2"], "'gpt2' is one argument too many"),
+        (["--n_layer=four"], "n_layer=four is not a whole number"),
+        (["--learning_rate=fast"], "learning_rate=fast is not a number"),
+        (["--bias=maybe"], "bias=maybe is neither True nor False"),
+        (["--n_layer"], "expected one argument"),
+        (["--dtype=float16"], "dtype=float16 needs loss scaling"),
+        (["--device=mps"], "device=mps is not cpu or cuda"),
+        (["--accelerator=abacus"], "accelerator='abacus' is not one of auto, cpu, gpu, tpu"),
+        (["config/train_shakespeare_char.py"], "would have to be executed; take the preset shakespeare_char"),
+        (["missing.toml"], "settings file missing.toml cannot be read"),
+        (["--n_embd=130"], "n_embd=130 is not a multiple of n_head=4"),
+    ],
+)
+def test_mistakes_are_named(argv, message):
+    with pytest.raises(UserError) as error:
+        cli.train(argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_heads = 4", "there is no setting n_heads; did you mean n_head?"),
+        ("n_layer = ", "is not TOML"),
+        ('n_layer = "4"', "n_layer='4' is a str; give a int"),
+        ("n_layer = [4]", "is a list"),
+        ('preset = "gpt5"', "no preset 'gpt5'"),
+        ("preset = 5", "no preset 5"),
+        ("n_layer = \xff", "is not TOML"),
+    ],
+)
+def test_mistakes_in_a_settings_file_are_named(tmp_path, text, message):
+    file = tmp_path / "mine.toml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="^[^\n]*$") as error:
+        cli.train([str(file)])
+    assert message in str(error.value)
+
+
+def test_help_is_grouped_and_shows_the_presets(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.train(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "presets: bigram, gpt_dev" in text
+    for group in ("run:", "data:", "model:", "optimizer:", "system:"):
+        assert f"\n{group}\n" in text
+
+
+def test_a_mistake_ends_the_process_with_status_2_and_one_line(tmp_path):
+    done = command("train.py", "--n_heads=4", cwd=tmp_path)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "error: there is no setting --n_heads; did you mean --n_head?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_an_accelerator_that_is_not_there_is_refused_with_the_line_that_installs_it(accelerator, tmp_path):
+    """Skipped by nothing: on a machine that has the accelerator the run starts, and fails on the data instead."""
+    done = command("train.py", f"--accelerator={accelerator}", "--dataset=none", cwd=tmp_path)
+    assert done.status == 2
+    assert len(done.err.splitlines()) == 1
+    assert f"accelerator={accelerator}" in done.err or "none" in done.err
+    assert list(tmp_path.iterdir()) == []
