@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nanogpt_jax.assets import cache_folder
 from nanogpt_jax.errors import UserError
 
-_PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-_INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
+_INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'", "cpu": "pip install -e ."}
 
 # Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
 _PEAK_FLOPS = {
@@ -29,17 +29,23 @@ def use_accelerator(requested: str) -> str:
 
     Must be called before the first array is made. Raises `UserError` with the line that installs what is missing.
     """
-    if requested != "auto":
-        jax.config.update("jax_platforms", _PLATFORMS[requested])
-    try:
-        return jax.default_backend()
-    except RuntimeError as error:
-        there = "cpu only" if requested != "auto" else "none"
-        reason = str(error).splitlines()[0].rstrip(".")
+    if requested == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # else JAX takes the fastest kind it finds
+    _remember_compiled_programs()
+    found = jax.default_backend()
+    if requested not in ("auto", found):
         raise UserError(
-            f"accelerator={requested} is not there (devices found: {there}; {reason}); "
-            f"install its support with {_INSTALL.get(requested, 'pip install -e .')}, or use --accelerator=cpu"
-        ) from error
+            f"accelerator={requested} is not there (JAX finds {found} only); install its support with "
+            f"{_INSTALL[requested]}, or use --accelerator=cpu"
+        )
+    return found
+
+
+def _remember_compiled_programs() -> None:
+    """Keep what XLA compiles in the user's cache folder, unless the user has named another place for it."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def resolve_dtype(requested: str, platform: str) -> jnp.dtype:

@@ -13,7 +13,7 @@ import itertools
 import sys
 import tomllib
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -95,26 +95,20 @@ class Parser(argparse.ArgumentParser):
 
 def train(argv: Sequence[str]) -> int:
     """`python train.py`: parse, choose the device, train."""
-    given = _train_parser().parse(argv)
-    source = given.pop("preset_or_file", None)
-    changes = _translated(given)
-    named, in_file = source, {}
-    if source is not None and _is_file_name(source):
-        in_file = _settings_file(Path(source))
-        named = in_file.pop("preset", None)
-    if named is not None:
-        preset(named)  # a name that does not exist is refused before a device is looked for
+    description = _TRAIN_DESCRIPTION.format(presets=", ".join(PRESETS))
+    parser = settings_parser("python train.py [PRESET | FILE.toml] [--name=value ...]", description)
+    base, explicit = chosen(parser.parse(argv))
 
     from nanogpt_jax.accelerator import use_accelerator  # slow to import, so not before the arguments are known good
 
-    explicit = {**in_file, **changes}
     accelerator = explicit.get("accelerator", "auto")
     require_choice("accelerator", accelerator, ACCELERATORS)
     platform = use_accelerator(accelerator)
-    if source is None:
+    if base is None:
         named = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
         print(f"no preset named: taking {named}, which suits a {platform.upper()}")
-    settings = preset(named, **explicit) if named else Settings(**explicit)
+        base = PRESETS[named]
+    settings = Settings(**{**base, **explicit})
 
     from nanogpt_jax import trainer
 
@@ -145,13 +139,30 @@ def sample(argv: Sequence[str]) -> int:
     return OK
 
 
-def _train_parser() -> Parser:
-    description = _TRAIN_DESCRIPTION.format(presets=", ".join(PRESETS))
-    parser = Parser("python train.py [PRESET | FILE.toml] [--name=value ...]", description)
+def settings_parser(usage: str, description: str) -> Parser:
+    """A parser that takes a preset or a file, and a flag for every setting; `chosen` reads what it gives."""
+    parser = Parser(usage, description)
     parser.add_argument("preset_or_file", nargs="?", metavar="PRESET | FILE.toml", help="settings to start from")
     _add_fields(parser, Settings)
     _add_nanogpt_flags(parser)
     return parser
+
+
+def chosen(given: dict[str, Any]) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """What the arguments choose: the settings of the preset they name, and those given one by one, flags over a file.
+
+    The preset is empty for a file that names none, and None where there is neither: the command takes its own then.
+    Raises `UserError` if the preset or the file does not exist, or the file holds something else.
+    """
+    source = given.pop("preset_or_file", None)
+    flags = _translated(given)
+    if source is None:
+        return None, flags
+    in_file = _settings_file(Path(source)) if _is_file_name(source) else {"preset": source}
+    named = in_file.pop("preset", None)
+    if named is not None:
+        preset(named)  # refuses a name that does not exist
+    return PRESETS.get(named, {}), {**in_file, **flags}
 
 
 def _add_fields(parser: Parser, settings: type) -> None:

@@ -6,7 +6,7 @@ else that escapes is a defect of ours and keeps its traceback.
 """
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake the user can mend.
 
     The message is one line that names the thing, its value, the limit it broke and the mend, for example

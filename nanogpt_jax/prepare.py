@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import json
 import os
-import reprlib
 import stat
 import sys
 import time
@@ -38,12 +37,13 @@ from nanogpt_jax.tokenizer import (
     TokenIds,
     Tokenizer,
     codepoints,
+    shown,
     tokenizer_from_json,
     word_cut,
 )
 
 CHUNK = 1 << 18  # bytes read at a time
-LONGEST_UNCUT = 1 << 20  # characters without a place to cut, after which they are cut anyway
+LONGEST_UNCUT = 1 << 17  # characters without a place to cut, after which they are cut anyway
 TRAINING_PIECE = 1 << 12  # characters that a BPE learns from at a time, and so nearly the longest word it sees
 TRAINING_CHARACTERS = 1 << 28  # that a BPE learns from at most, since every different word is held in memory
 WORKERS = min(os.cpu_count() or 1, 8)
@@ -168,7 +168,8 @@ def prepare_documents(
         raise TypeError("to train a BPE, documents must be an iterable that can be gone through twice")
     if size is not None:
         training = (text for i, text in enumerate(documents) if not is_validation(seed, i, val_fraction))
-        made: Tokenizer = BPETokenizer.train(_first(_small_pieces(training), TRAINING_CHARACTERS), size)
+        small = (piece for text in training for piece in _in_pieces(text, TRAINING_PIECE))
+        made: Tokenizer = BPETokenizer.train(_first(small, TRAINING_CHARACTERS), size)
     else:
         made = GPT2Tokenizer(assets.gpt2_ranks())
     count = 0
@@ -183,10 +184,11 @@ def prepare_documents(
     def encode(numbered: tuple[int, str]) -> tuple[Split, TokenIds]:
         index, document = numbered
         try:
-            ids = np.append(made.encode_ordinary(document), np.uint16(made.eot_token))
+            ids = [made.encode_ordinary(piece) for piece in _in_pieces(document, LONGEST_UNCUT)]
         except UserError as error:
             raise UserError(f"document {index:,}: {error}") from None
-        return "val" if is_validation(seed, index, val_fraction) else "train", ids
+        split: Split = "val" if is_validation(seed, index, val_fraction) else "train"
+        return split, np.append(np.concatenate(ids), np.uint16(made.eot_token))
 
     def parts() -> Iterator[tuple[Split, TokenIds]]:
         empty: set[Split] = {"train", "val"}
@@ -207,8 +209,8 @@ def prepare_documents(
 class Documents:
     """Documents out of local files, or OpenWebText's from the datasets library if `paths` is empty; the first `limit`.
 
-    Each row's `text` in a .parquet or .jsonl file is a document, and so is a .txt file as a whole. They can be gone
-    through any number of times. Raises `UserError` on the way where a file can't be read.
+    Each row's `text` in a .parquet or .jsonl file is a document, and so is a .txt file as a whole: a single
+    document is held in memory. All can be gone through again and again. Raises `UserError` where a file can't be read.
     """
 
     paths: tuple[Path, ...] = ()
@@ -253,7 +255,7 @@ def _parquet_texts(path: Path) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
-                raise UserError(f"{path} has no column `text`; it has {reprlib.repr(file.schema_arrow.names)}")
+                raise UserError(f"{path} has no column `text`; it has {shown(file.schema_arrow.names)}")
             kind = file.schema_arrow.field("text").type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{path} has a column `text` of {kind} where strings belong; convert it")
@@ -345,15 +347,15 @@ def load_meta(folder: Path) -> Meta:
     except (ValueError, RecursionError) as error:
         raise refuse(f"is not JSON ({_in_short(error)})") from None
     if not isinstance(document, dict):
-        raise refuse(f"holds {reprlib.repr(document)} where an object belongs")
+        raise refuse(f"holds {shown(document)} where an object belongs")
     if document.get("dtype") != "uint16":
-        raise refuse(f"has dtype {reprlib.repr(document.get('dtype'))} where uint16 belongs")
+        raise refuse(f"has dtype {shown(document.get('dtype'))} where uint16 belongs")
     for name, largest in (("vocab_size", MAX_VOCAB_SIZE), ("train_tokens", 2**63), ("val_tokens", 2**63)):
         value = document.get(name)
         if type(value) is not int or not 1 <= value <= largest:
-            raise refuse(f"has {name} {reprlib.repr(value)} where a number from 1 to {largest} belongs")
+            raise refuse(f"has {name} {shown(value)} where a number from 1 to {largest} belongs")
     if not isinstance(document.get("tokenizer"), dict):
-        raise refuse(f"has tokenizer {reprlib.repr(document.get('tokenizer'))} where an object belongs")
+        raise refuse(f"has tokenizer {shown(document.get('tokenizer'))} where an object belongs")
     return Meta(**{name: document[name] for name in Meta.__dataclass_fields__})
 
 
@@ -366,7 +368,8 @@ def recut(chunks: Iterable[str], cut: Callable[[str], int], longest: int = LONGE
     """The same text in pieces that end where `cut` allows, so that their tokens are those of the whole.
 
     After `longest` characters without such a place the text is cut all the same, which may change a token or two
-    there: a file that is a single word must not need memory, or time, without bounds.
+    there: a file that is a single word must not need memory or time without bounds, and tiktoken cannot take a million
+    characters of white space.
     """
     pending = ""
     for chunk in chunks:
@@ -406,11 +409,12 @@ def _split(chunks: Iterable[str], n_train: int) -> Iterator[tuple[Split, str]]:
         left -= len(chunk)
 
 
-def _small_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Texts in the pieces a BPE learns from; no word goes over from one text to the next."""
-    for text in texts:
-        chunks = (text[i : i + TRAINING_PIECE] for i in range(0, len(text), TRAINING_PIECE))
-        yield from recut(chunks, word_cut, TRAINING_PIECE)
+def _in_pieces(text: str, size: int) -> Iterator[str]:
+    """A text in pieces of at most about `size` characters that end where a BPE allows; a short one as it is."""
+    if len(text) <= size:
+        yield text
+    else:
+        yield from recut((text[i : i + size] for i in range(0, len(text), size)), word_cut, size)
 
 
 def _first(texts: Iterable[str], characters: int) -> Iterator[str]:

@@ -80,17 +80,11 @@ def sample_text(settings: SampleSettings) -> None:
     write = _Writer(start, tokenizer)
     first = int(generation.length)
     stop = first + settings.max_new_tokens
-    reach = min(first + _TOKENS_AT_A_TIME, stop)
-    generation = sampling.complete(model, config, params, generation, key, reach)
-    while True:
-        # The tokens are fetched before the buffer goes into the next call, which takes over its memory.
-        streamed = np.asarray(generation.tokens[0, first:reach])
-        if reach == stop:
-            break
-        first, reach = reach, min(reach + _TOKENS_AT_A_TIME, stop)
+    generation = sampling.prefill(model, params, generation)
+    for reach in (*range(first + _TOKENS_AT_A_TIME, stop, _TOKENS_AT_A_TIME), stop):
         generation = sampling.extend(model, config, params, generation, key, reach)
-        write(streamed)
-    write(streamed)
+        write(np.asarray(generation.tokens)[0, first:reach])
+        first = reach
     write.end()
     for tokens in np.asarray(generation.tokens[1:, stop - settings.max_new_tokens : stop]):
         write = _Writer(start, tokenizer)

@@ -80,7 +80,9 @@ def generate(
     """
     generation = begin(model, prompt, jnp.arange(num_samples), max_new_tokens)
     start = int(generation.length)
-    done = complete(model, config, params, generation, key, jnp.asarray(start + max_new_tokens))
+    if config.cached:
+        generation = prefill(model, params, generation)
+    done = extend(model, config, params, generation, key, start + max_new_tokens)
     return done.tokens[:, start : start + max_new_tokens]
 
 
@@ -103,17 +105,16 @@ def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_to
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="generation")
-def complete(
-    model: nn.Module,
-    config: SamplingConfig,
-    params: Params,
-    generation: Generation,
-    key: PRNGKeyArray,
-    stop: Int[Array, ""],
-) -> Generation:
-    """Read the prompt, then draw tokens until the buffer holds `stop` of them."""
-    return _extend(model, config, params, prefill(model, params, generation) if config.cached else generation, key, stop)
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="generation")
+def prefill(model: nn.Module, params: Params, generation: Generation) -> Generation:
+    """Read the whole prompt in one pass, so that the cache holds its keys and values.
+
+    What the buffer holds past the prompt is read too, and does no harm: the cache's entry of a position is written
+    anew when the token of that position has been drawn and is read, before anything may look at it.
+    """
+    window = generation.tokens[:, : model.config.block_size]
+    _, cache = model.apply({"params": params}, window, generation.cache, 0, method="decode")
+    return generation._replace(cache=cache)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="generation")
@@ -123,27 +124,12 @@ def extend(
     params: Params,
     generation: Generation,
     key: PRNGKeyArray,
-    stop: Int[Array, ""],
+    stop: Int[Array, ""] | int,
 ) -> Generation:
-    """Go on from where `complete` or `extend` stopped; calling it bit by bit is how text is streamed."""
-    return _extend(model, config, params, generation, key, stop)
+    """Draw tokens until the buffer holds `stop` of them. Calling it bit by bit is how text is streamed.
 
-
-def prefill(model: nn.Module, params: Params, generation: Generation) -> Generation:
-    """Fill the cache with the whole prompt in one pass.
-
-    What the buffer holds past the prompt is read too, and does no harm: the cache's entry of a position is written
-    anew when the token of that position is drawn and read, before anything may look at it.
+    With `config.cached`, `generation` must have been through `prefill`.
     """
-    block_size = model.config.block_size
-    window = generation.tokens[:, :block_size]
-    _, cache = model.apply({"params": params}, window, generation.cache, 0, method="decode")
-    return generation._replace(cache=cache)
-
-
-def _extend(
-    model: nn.Module, config: SamplingConfig, params: Params, generation: Generation, key: PRNGKeyArray, stop: Array
-) -> Generation:
     block_size = model.config.block_size
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
 

@@ -79,7 +79,7 @@ def train(settings: Settings) -> float:
         state = jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
 
     size = sum(p.size for p in jax.tree.leaves(state.params))
-    print(f"{describe()}; {model.dtype.name} matrix products, {model.kernel} attention")
+    print(f"{describe()}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
     print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
     eval_step = make_eval_step(model)
     if settings.eval_only:

@@ -62,12 +62,18 @@ def play(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def gpt2_ranks() -> dict[bytes, int]:
+@pytest.fixture(scope="module")
+def gpt2_ranks() -> Iterator[dict[bytes, int]]:
+    """GPT-2's ranks, brought once."""
     try:
-        return assets.gpt2_ranks()
+        ranks = assets.gpt2_ranks()
     except UserError as error:
         pytest.skip(f"GPT-2's ranks can't be had here: {error}")
+    made = GPT2Tokenizer(ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assets, "gpt2_ranks", lambda: ranks)
+        patch.setattr(prepare, "GPT2Tokenizer", lambda ranks: made)  # since it takes a moment to make
+        yield ranks
 
 
 @pytest.fixture
@@ -136,6 +142,14 @@ class TestText:
     def test_a_text_without_a_place_to_cut_is_cut_all_the_same(self) -> None:
         pieces = list(recut(["a" * 7, "b" * 7, " c"], lambda text: 0, longest=5))
         assert "".join(pieces) == "a" * 7 + "b" * 7 + " c" and max(map(len, pieces)) <= 5
+
+    @pytest.mark.parametrize("text", ["a" * 300_000, " " * 1_100_000 + "x"], ids=["one word", "blank"])
+    def test_texts_of_one_word_or_none(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "text.txt").write_text(text)
+        prepare_text([tmp_path / "text.txt"], tmp_path, "bpe:300")
+        assert decoded(tmp_path) == text
+        prepare_documents([text] * 4, tmp_path, "bpe:300", 0.5)
+        assert decoded(tmp_path) == (text + "<|endoftext|>") * 4
 
     def test_memory_stays_small(self, tmp_path: Path) -> None:
         path = tmp_path / "long.txt"
@@ -233,8 +247,9 @@ class TestFailures:
 
 
 class TestMeta:
-    def test_a_missing_set_names_the_command(self, tmp_path: Path) -> None:
-        assert "python data/shakespeare_char/prepare.py" in refusal(load_meta, Path("data/shakespeare_char/none/../"))
+    def test_a_missing_set_names_the_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert refusal(load_meta, Path("data/shakespeare_char")).endswith("python data/shakespeare_char/prepare.py")
         message = refusal(load_meta, tmp_path / "mine")
         assert f"python data/prepare.py FILE... --name=mine --data_dir={tmp_path}" in message
 
@@ -284,7 +299,7 @@ class TestDocuments:
     def test_gpt2_tokens(self, gpt2_ranks: dict[bytes, int], tmp_path: Path) -> None:
         prepare_documents(["hello world"] * 40, tmp_path, "gpt2", 0.2)
         assert tokens(tmp_path / "train.bin")[:6].tolist() == [31373, 995, 50256] * 2
-        assert load_meta(tmp_path).vocab_size == GPT2Tokenizer.vocab_size
+        assert load_meta(tmp_path).vocab_size == 50_257
 
     def test_a_trained_bpe_goes_through_them_twice(self, tmp_path: Path) -> None:
         prepare_documents(self.DOCUMENTS, tmp_path, "bpe:300", 0.2)

@@ -44,10 +44,10 @@ def primitives(jaxpr):
 def test_the_generation_loop_has_no_scan(model_and_params, config):
     model, params = model_and_params
     start = sampling.begin(model, np.arange(3), jnp.arange(2), 40)
-    names = set(primitives(jax.make_jaxpr(sampling.complete, static_argnums=(0, 1))(
-        model, config, params, start, KEY, jnp.asarray(43)).jaxpr))  # fmt: skip
-    assert "while" in names
-    assert "scan" not in names
+    loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, params, start, KEY, 43)
+    first = jax.make_jaxpr(sampling.prefill, static_argnums=0)(model, params, start)
+    assert "while" in set(primitives(loop.jaxpr))
+    assert "scan" not in {*primitives(loop.jaxpr), *primitives(first.jaxpr)}
 
 
 def test_the_walk_finds_a_scan_where_there_is_one():
@@ -82,9 +82,9 @@ def test_past_the_block_the_last_block_size_tokens_are_read_anew():
 def test_a_sample_is_the_same_alone_or_among_others(model_and_params):
     model, params = model_and_params
     together = generate(model, params, np.arange(4), KEY, max_new_tokens=20, num_samples=3)
-    begun = sampling.begin(model, np.arange(4), jnp.array([2]), 20)
-    alone = sampling.complete(model, SamplingConfig(), params, begun, KEY, jnp.asarray(24)).tokens[0, 4:24]
-    np.testing.assert_array_equal(alone, together[2])
+    begun = sampling.prefill(model, params, sampling.begin(model, np.arange(4), jnp.array([2]), 20))
+    alone = sampling.extend(model, SamplingConfig(), params, begun, KEY, 24)
+    np.testing.assert_array_equal(alone.tokens[0, 4:24], together[2])
     assert not np.array_equal(together[0], together[1])
 
 
@@ -94,10 +94,9 @@ def test_streamed_or_at_once_the_text_is_the_same(cuts):
     model = GPT(CONFIG)
     params = fresh(model)
     at_once = generate(model, params, np.arange(4), KEY, max_new_tokens=30)[0]
-    pieces = sampling.begin(model, np.arange(4), jnp.arange(1), 30)
-    pieces = sampling.complete(model, SamplingConfig(), params, pieces, KEY, jnp.asarray(4))
+    pieces = sampling.prefill(model, params, sampling.begin(model, np.arange(4), jnp.arange(1), 30))
     for stop in [*sorted(cuts), 34]:
-        pieces = sampling.extend(model, SamplingConfig(), params, pieces, KEY, jnp.asarray(stop))
+        pieces = sampling.extend(model, SamplingConfig(), params, pieces, KEY, stop)
     np.testing.assert_array_equal(pieces.tokens[0, 4:34], at_once)
 
 
@@ -152,4 +151,4 @@ def test_settings_out_of_range_are_named(wrong):
 def test_an_empty_prompt_is_refused():
     model = GPT(CONFIG)
     with pytest.raises(UserError, match="prompt is empty"):
-        generate(model, init_params(model, 0), np.array([], int), KEY, max_new_tokens=3)
+        generate(model, {}, np.array([], int), KEY, max_new_tokens=3)

@@ -54,6 +54,18 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    """tiktoken's own idea of GPT-2, without its special token."""
+    registered = pytest.importorskip("tiktoken_ext.openai_public")
+    if not hasattr(registered, "r50k_pat_str"):
+        pytest.skip("tiktoken keeps its pattern elsewhere")
+    import tiktoken
+
+    ranks = assets.gpt2_ranks()
+    return tiktoken.Encoding("theirs", pat_str=registered.r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+
+
 def no_ranks() -> dict[bytes, int]:
     raise UserError("no ranks here")
 
@@ -146,17 +158,6 @@ class TestGPT2Tokenizer:
         assert gpt2.encode("a<|endoftext|>").tolist() == [64, 50256]
         assert 50256 not in gpt2.encode_ordinary("a<|endoftext|>")
 
-    @pytest.fixture(scope="class")
-    def theirs(self) -> Any:
-        """tiktoken's own idea of GPT-2, without its special token."""
-        registered = pytest.importorskip("tiktoken_ext.openai_public")
-        if not hasattr(registered, "r50k_pat_str"):
-            pytest.skip("tiktoken keeps its pattern elsewhere")
-        import tiktoken
-
-        ranks = assets.gpt2_ranks()
-        return tiktoken.Encoding("theirs", pat_str=registered.r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
-
     @patient
     @given(TRICKY)
     def test_the_pattern_means_what_tiktokens_own_means(self, gpt2: GPT2Tokenizer, theirs: Any, text: str) -> None:
@@ -181,6 +182,9 @@ class TestBPETokenizer:
     @pytest.mark.parametrize("size", [-1, 0, 256, 65_537])
     def test_sizes_out_of_range_are_refused(self, size: int) -> None:
         assert "257" in refusal(BPETokenizer.train, ["text"], size)
+
+    def test_endless_white_space_is_refused(self, bpe: BPETokenizer) -> None:
+        assert "white space" in refusal(bpe.encode, " " * 1_500_000 + "x")
 
     def test_a_text_without_pairs_gives_the_bytes_alone(self) -> None:
         assert BPETokenizer.train(["abc"], 1000).vocab_size == 257

@@ -1,0 +1,201 @@
+"""The PyTorch side of `compare.py`: Hugging Face's GPT-2 or a nanoGPT checkout, trained as nanoGPT trains.
+
+This module imports PyTorch, so it is imported late and by `compare.py` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanogpt_jax import interop
+from nanogpt_jax.config import GPTConfig, Settings
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.training import Batch, Params
+
+StateDict = Mapping[str, np.ndarray]
+
+
+@dataclass
+class TorchSide:
+    """A PyTorch model and its optimizer, as a `compare.Side`: numpy in and out, under this project's names.
+
+    Attributes:
+        name: of the program, for the table.
+        module: the model.
+        forward: (tokens, targets), each (B, T) -> logits (B, T, V) and the mean loss.
+        optimizer: over the module's parameters.
+        to_torch: our parameters -> the module's, by its names.
+        from_torch: the way back; gradients take it too.
+        settings: schedule, clipping and `dtype`.
+        iteration: number of updates made.
+    """
+
+    name: str
+    module: nn.Module
+    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    optimizer: torch.optim.Optimizer
+    to_torch: Callable[[Params], StateDict]
+    from_torch: Callable[[StateDict], Params]
+    settings: Settings
+    iteration: int = 0
+
+    def load(self, params: Params) -> None:
+        """As `Side.load`."""
+        given = self.to_torch(params)
+        with torch.no_grad():
+            for name, tensor in self._parameters():
+                tensor.copy_(torch.from_numpy(given[name]))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """As `Side.logits`."""
+        with torch.no_grad():
+            return self._run(Batch(tokens, tokens))[0].float().numpy()
+
+    def gradients(self, batch: Batch) -> tuple[float, Params]:
+        """As `Side.gradients`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._run(batch)[1]
+        loss.backward()
+        return loss.item(), self.from_torch({name: tensor.grad.numpy() for name, tensor in self._parameters()})
+
+    def step(self, batch: Batch) -> float:
+        """As `Side.step`, in the order of nanoGPT's loop: rate, micro-batches, clipping, update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        micro_batches = [batch] if batch.tokens.ndim == 2 else [Batch(*pair) for pair in zip(*batch, strict=True)]
+        total = 0.0
+        for micro_batch in micro_batches:
+            loss = self._run(micro_batch)[1] / len(micro_batches)
+            loss.backward()
+            total += loss.item()
+        if self.settings.grad_clip > 0:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.grad_clip)
+        self.optimizer.step()
+        self.iteration += 1
+        return total
+
+    def parameters(self) -> Params:
+        """As `Side.parameters`."""
+        return self.from_torch({name: tensor.detach().numpy().copy() for name, tensor in self._parameters()})
+
+    def greedy(self, prompt: np.ndarray, n: int) -> np.ndarray:
+        """As `Side.greedy`: every token re-reads the last `block_size` there are."""
+        text = prompt.tolist()
+        for _ in range(n):
+            window = np.array(text[-self.settings.block_size :])
+            text.append(int(self.logits(window[None])[0, -1].argmax()))
+        return np.array(text[len(prompt) :])
+
+    def learning_rates(self, n: int) -> np.ndarray:
+        """As `Side.learning_rates`."""
+        return np.array([learning_rate(self.settings, iteration) for iteration in range(n)])
+
+    def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and loss, with the matrix products in the type that the settings name."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
+            return self.forward(*(torch.from_numpy(part.astype(np.int64)) for part in batch))
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every name of every parameter: a tied head has two."""
+        return self.module.named_parameters(remove_duplicate=False)
+
+
+def learning_rate(settings: Settings, iteration: int) -> float:
+    """nanoGPT's rate at an update, in Python's own float64: linear warm-up, cosine, floor; or a constant."""
+    warmup, decay = settings.warmup_iters, settings.lr_decay_iters
+    if not settings.decay_lr:
+        return settings.learning_rate
+    if iteration < warmup:
+        return settings.learning_rate * (iteration + 1) / (warmup + 1)
+    if iteration >= decay:
+        return settings.min_lr
+    share = (1 + math.cos(math.pi * (iteration - warmup) / (decay - warmup))) / 2
+    return settings.min_lr + share * (settings.learning_rate - settings.min_lr)
+
+
+def adamw(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """PyTorch's AdamW in nanoGPT's two groups: matrices decay, vectors do not."""
+    parameters = list(module.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
+
+
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in float32, in nats per token."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def hugging_face(config: GPTConfig, settings: Settings) -> TorchSide:
+    """`transformers.GPT2LMHeadModel`, built from a config: nothing is downloaded."""
+    import transformers
+
+    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(interop.hf_config_of(config)))
+
+    def forward(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = module(tokens, use_cache=False).logits
+        return logits, mean_loss(logits, targets)
+
+    return TorchSide(
+        f"Hugging Face GPT2LMHeadModel (transformers {transformers.__version__}, torch {torch.__version__})",
+        module,
+        forward,
+        adamw(module, settings),
+        lambda params: interop.state_dict_of(params, config, "hf"),
+        lambda state_dict: interop.params_of(state_dict, config, "hf"),
+        settings,
+    )
+
+
+def nanogpt(checkout: Path, config: GPTConfig, settings: Settings) -> TorchSide:
+    """The `GPT` and the `configure_optimizers` of the `model.py` in a nanoGPT checkout, as they stand.
+
+    That file is run. Raises `UserError` if it cannot be, or has something else in it.
+    """
+    path = checkout / "model.py"
+    betas = (settings.beta1, settings.beta2)
+    try:
+        theirs = _imported(path)
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its size and its groups
+            module = theirs.GPT(theirs.GPTConfig(**interop.nanogpt_model_args_of(config)))
+            optimizer = module.configure_optimizers(settings.weight_decay, settings.learning_rate, betas, "cpu")
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} does not give nanoGPT's model ({why}); name a folder that holds a checkout") from error
+    return TorchSide(
+        f"nanoGPT in {checkout} (torch {torch.__version__})",
+        module,
+        module,
+        optimizer,
+        lambda params: interop.state_dict_of(params, config, "nanogpt"),
+        lambda state_dict: interop.params_of(state_dict, config, "nanogpt"),
+        settings,
+    )
+
+
+def _imported(path: Path) -> ModuleType:
+    """The Python file as a module of a name of our own, which it keeps: dataclasses look their module up by it."""
+    name = "_nanogpt_model"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
