@@ -1,13 +1,13 @@
 """Your own text as a data set: python data/prepare.py FILE... (--help tells the rest).
 
-The work is done in `nanogpt_jax.prepare`.
+The work is done in `nanogpt_jax.prepare_cli`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from nanogpt_jax import cli, prepare
+from nanogpt_jax import cli, prepare_cli
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(lambda argv: prepare.main(argv, Path(__file__).parent)))
+    raise SystemExit(cli.run(lambda argv: prepare_cli.main(argv, Path(__file__).parent)))

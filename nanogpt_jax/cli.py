@@ -39,7 +39,7 @@ def run(command: Callable[[Sequence[str]], int]) -> int:
     try:
         return command(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # a file's name may hold a line end
         return WRONG_USE
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -115,7 +115,7 @@ def train(argv: Sequence[str]) -> int:
     if settings.init_from == "resume":
         settings = trainer.resumed_settings(settings.out_dir, explicit)
     try:
-        trainer.train(settings)
+        trainer.train(settings, explicit)
     except trainer.Stopped as stopped:
         again = f"--init_from=resume --out_dir={settings.out_dir}"
         print(f"stopped and saved; go on with: python train.py {again}", flush=True)

@@ -132,7 +132,9 @@ class Settings:
                 raise UserError(f"{name}={value} is not a finite number of at least 0; choose one that is")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95")
+                raise UserError(
+                    f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95"
+                )
         require_at_most("seed", self.seed, 2**32 - 1, "JAX and numpy share it")
         if self.decay_lr and self.lr_decay_iters < self.warmup_iters:
             raise UserError(
@@ -206,23 +208,26 @@ def preset(name: str, **changes: Any) -> Settings:
 
 
 def require_at_least(name: str, value: float, least: float) -> None:
+    """Raise `UserError` if setting `name` is below `least`."""
     if value < least:
         raise UserError(f"{name}={value} is smaller than {least}; choose at least {least}")
 
 
 def require_at_most(name: str, value: float, most: float, why: str) -> None:
+    """Raise `UserError` if setting `name` is above `most`, and say why that is the limit."""
     if value > most:
         raise UserError(f"{name}={value} is larger than {most} ({why}); choose at most {most}")
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `UserError` if setting `name` is none of `choices`."""
     if value not in choices:
         raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}; choose one of them")
 
 
 def coerced(name: str, value: Any, hint: Any, choices: tuple[str, ...]) -> Any:
     """`value` as the type that `hint` declares, so that `learning_rate=1` in a TOML file is the float it stands for."""
-    kinds = [kind for kind in get_args(hint) or (hint,)]
+    kinds = get_args(hint) or (hint,)
     if choices:
         require_choice(name, value, choices)
         return value

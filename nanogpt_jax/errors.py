@@ -12,3 +12,8 @@ class UserError(Exception):
     The message is one line that names the thing, its value, the limit it broke and the mend, for example
     ``n_embd=130 is not a multiple of n_head=4; choose n_embd=128 or n_embd=132``.
     """
+
+
+def in_short(error: Exception) -> str:
+    """Another library's error as part of one line."""
+    return " ".join(str(error).split())[:120] or type(error).__name__

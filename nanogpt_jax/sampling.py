@@ -72,7 +72,7 @@ def generate(
     *,
     max_new_tokens: int,
     num_samples: int = 1,
-    config: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
+    config: SamplingConfig = SamplingConfig(),
 ) -> Int[Array, "S N"]:
     """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`.
 

@@ -111,7 +111,7 @@ def _with_whole_names(markdown: str) -> str:
 
 
 def _with_running_titles(markdown: str) -> str:
-    """Let the last speech of each scene end in the printed page's title: `3 KING HENRY VI`, then `### SCENE II. ...`."""
+    """Let each scene's last speech end in the printed page's title: `3 KING HENRY VI`, then `### SCENE II. ...`."""
     return re.sub(r"^(## .*\n\n)?### ", "3 KING HENRY VI\n\n### ", markdown, flags=re.MULTILINE)
 
 

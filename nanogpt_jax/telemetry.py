@@ -134,11 +134,12 @@ def _is_before(entry: dict[str, Any], step: int, evaluated: bool) -> bool:
 def write_config(out_dir: Path, settings: Settings, **facts: Any) -> None:
     """`config.json`: everything needed to tell this run from another and to make it again."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    kind = jax.devices()[0].device_kind
     document = {
         "settings": vars(settings),
         "seed": settings.seed,
         "command": sys.argv,
-        "device": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+        "device": {"platform": jax.default_backend(), "kind": kind, "count": jax.device_count()},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
         **facts,

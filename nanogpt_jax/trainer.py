@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -47,9 +47,10 @@ class Stopped(Exception):
         self.number = number
 
 
-def train(settings: Settings) -> float:
+def train(settings: Settings, given: Collection[str] = ()) -> float:
     """Train as `settings` say; the loss over the whole validation split at the end, in nats per token.
 
+    `given` are the settings that were asked for one by one; a model that is loaded must have them.
     All that can be refused is refused, with a `UserError`, before anything is written. Raises `Stopped` after SIGINT or
     SIGTERM.
     """
@@ -59,12 +60,12 @@ def train(settings: Settings) -> float:
         vocab_size = run.vocab_size
         _require_same_tokenizer(run.tokenizer, data, settings.out_dir)
     else:
-        weights = None if settings.init_from == "scratch" else open_weights(settings.init_from)
+        weights = None if settings.init_from == "scratch" else open_weights(settings.init_from, settings.data_dir)
         if weights is not None:
-            settings = _with_shape_of(settings, weights)
+            settings = _with_shape_of(settings, weights, given)
         data = _open_data(settings)
-        if weights is not None and weights.tokenizer is not None:
-            _require_same_tokenizer(weights.tokenizer, data, settings.init_from)
+        if weights is not None:
+            _require_data_of(weights, data, settings.init_from)
         vocab_size = data.vocab_size if weights is None else weights.vocab_size
         run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0)
 
@@ -186,9 +187,38 @@ def _open_data(settings: Settings) -> Data:
     return Data(*splits, meta.tokenizer, meta.vocab_size)
 
 
-def _with_shape_of(settings: Settings, weights: Weights) -> Settings:
-    """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT."""
-    return dataclasses.replace(settings, **weights.settings, vocab_size=weights.vocab_size)
+def _with_shape_of(settings: Settings, weights: Weights, given: Collection[str]) -> Settings:
+    """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT.
+
+    A smaller `block_size` that is asked for stays too: the model is cropped to it. Raises `UserError` where anything
+    else that is asked for is not what the weights have.
+    """
+    shape = weights.settings | {"vocab_size": weights.vocab_size}
+    for name in shape.keys() & given:
+        new, old = getattr(settings, name), shape[name]
+        if name == "block_size" and new < old:
+            shape[name] = new
+        elif new != old:
+            crop = ", or smaller to crop them" if name == "block_size" else ""
+            raise UserError(
+                f"{name}={new} does not fit the weights in {settings.init_from}, which have {name}={old}; "
+                f"leave it out{crop}"
+            )
+    return dataclasses.replace(settings, **shape)
+
+
+def _require_data_of(weights: Weights, data: Data, source: str) -> None:
+    """Refuse a data set that the weights know nothing of. Weights may have more tokens than it: they are padded."""
+    folder = data.train.path.parent
+    if weights.tokenizer is not None:
+        _require_same_tokenizer(weights.tokenizer, data, source)
+    elif data.vocab_size <= weights.vocab_size:
+        print(f"{source} does not say what its tokens are: taking them for those of {folder}", flush=True)
+    if data.vocab_size > weights.vocab_size:
+        raise UserError(
+            f"{folder} has {data.vocab_size} tokens where the weights in {source} have {weights.vocab_size}; "
+            "name the data set they belong to"
+        )
 
 
 def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) -> None:

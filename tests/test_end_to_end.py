@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from nanogpt_jax.loading import build_model, open_run, stored_settings
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.training import init_params, init_state
 
-from .conftest import ROOT, SHORT, command, metrics_of
+from .conftest import ROOT, command, metrics_of
 
 
 def state_of(out_dir):
@@ -126,7 +125,8 @@ def test_fine_tuning_starts_from_the_weights_of_a_run(trained, data_dir, tmp_pat
 
 
 def test_bigram_trains_and_speaks(data_dir, tmp_path):
-    done = command("train.py", "bigram", "--max_iters=100", "--eval_iters=2", f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    short = ("--max_iters=100", "--eval_iters=2")
+    done = command("train.py", "bigram", *short, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
     assert done.status == 0, done.err
     assert "4,225 parameters" in done.out
     done = command("sample.py", f"--out_dir={tmp_path}", "--num_samples=1", "--max_new_tokens=20")

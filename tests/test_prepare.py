@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax import assets, cli, prepare
+from nanogpt_jax import assets, cli, prepare, prepare_cli
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.prepare import Documents, load_meta, load_tokenizer, prepare_documents, prepare_text, recut
+from nanogpt_jax.prepare import load_meta, load_tokenizer, prepare_documents, prepare_text, recut
+from nanogpt_jax.sources import Documents
 from nanogpt_jax.tokenizer import BPETokenizer, GPT2Tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -401,11 +402,11 @@ class TestCommands:
         return call
 
     def test_own_text(self, run: Callable[..., tuple], play: Path, tmp_path: Path) -> None:
-        status, out, err = run(prepare.main, str(play), f"--data-dir={tmp_path}", "--val_fraction", "0.2")
+        status, out, err = run(prepare_cli.main, str(play), f"--data-dir={tmp_path}", "--val_fraction", "0.2")
         assert (status, err) == (0, "")
         assert re.search(r"^train has \d+ tokens\nval has \d+ tokens$", out, re.MULTILINE)
         assert decoded(tmp_path / "play") == PLAY
-        status, _, _ = run(prepare.main, str(play), f"--data_dir={tmp_path}", "--name=b", "--tokenizer=bpe:280")
+        status, _, _ = run(prepare_cli.main, str(play), f"--data_dir={tmp_path}", "--name=b", "--tokenizer=bpe:280")
         assert status == 0 and decoded(tmp_path / "b") == PLAY
 
     def test_wrong_use_is_one_line_and_status_2(self, run: Callable[..., tuple], play: Path, tmp_path: Path) -> None:
@@ -421,7 +422,7 @@ class TestCommands:
             [str(tmp_path / "none.txt"), inside],
             *([str(play), inside, f"--name={name}"] for name in ("", ".", "..", "a/b", "/a", "a\\b", "a\nb")),
         ):
-            status, out, err = run(prepare.main, *arguments)
+            status, out, err = run(prepare_cli.main, *arguments)
             assert (status, out) == (2, "") and re.fullmatch(r"error: .+\n", err), (arguments, err)
         assert sorted(tmp_path.iterdir()) == before
 
@@ -430,16 +431,16 @@ class TestCommands:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(prepare, "_census", interrupted)
-        assert run(prepare.main, str(play), f"--data_dir={play.parent}")[0] == 130
+        assert run(prepare_cli.main, str(play), f"--data_dir={play.parent}")[0] == 130
 
     def test_openwebtext(self, few_ranks: None, run: Callable[..., tuple], tmp_path: Path) -> None:
         rows = "".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(100))
         (tmp_path / "a.jsonl").write_text(rows)
         arguments = [str(tmp_path / "a.jsonl"), f"--data_dir={tmp_path}", "--val_fraction=0.3"]
-        status, out, _ = run(prepare.main_openwebtext, *arguments, "--num-docs=40")
+        status, out, _ = run(prepare_cli.main_openwebtext, *arguments, "--num-docs=40")
         assert status == 0 and "documents: 40" in out
         assert decoded(tmp_path / "openwebtext").count("<|endoftext|>") == 40
-        assert run(prepare.main_openwebtext, *arguments, "--num_docs=0")[0] == 2
+        assert run(prepare_cli.main_openwebtext, *arguments, "--num_docs=0")[0] == 2
 
     def test_the_scripts_write_where_they_are_told(self, play: Path) -> None:
         def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:

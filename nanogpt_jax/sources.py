@@ -1,0 +1,187 @@
+"""Text as it comes: UTF-8 files read piece by piece, and documents out of parquet, JSON lines, text files or a hub.
+
+What the operating system or a file's contents refuse becomes a `UserError` of one line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import functools
+import itertools
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogpt_jax.errors import UserError, in_short
+from nanogpt_jax.tokenizer import shown
+
+CHUNK = 1 << 18  # bytes read at a time
+SECONDS_BETWEEN_LINES = 10  # of progress, where there is no terminal to draw a bar on
+
+
+@contextlib.contextmanager
+def plain_os_errors(doing: str) -> Iterator[None]:
+    """Turn what the operating system refuses into a `UserError` of one line."""
+    mends = {
+        errno.ENOENT: "check the name",
+        errno.EISDIR: "name the files in it",
+        errno.EACCES: "check who may read and write there",
+        errno.ENOSPC: "make room and try again",
+    }
+    try:
+        yield
+    except OSError as error:
+        name = error.filename2 or error.filename or doing
+        reason = error.strerror or in_short(error)
+        raise UserError(f"{name}: {reason}; {mends.get(error.errno, 'nothing was prepared')}") from error
+
+
+def read_text(paths: Sequence[Path], chunk: int, label: str) -> Iterator[str]:
+    """The text of UTF-8 files, one after the other, `chunk` bytes at a time; other bytes are named by their place."""
+    with progress(label, sum(os.path.getsize(path) for path in paths)) as advance:
+        for path in paths:
+            decoder, position, data = codecs.getincrementaldecoder("utf-8")(), 0, b"."
+            with open(path, "rb") as file:
+                while data:
+                    data = file.read(chunk)
+                    try:
+                        text = decoder.decode(data, final=not data)
+                    except UnicodeDecodeError as error:  # its object is what was left over, and `data`
+                        start = position + len(data) - len(error.object) + error.start
+                        raise UserError(
+                            f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {start:,}; "
+                            "convert it first, for example with iconv"
+                        ) from None
+                    position += len(data)
+                    advance(len(data))
+                    if text:
+                        yield text
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents out of local files, or OpenWebText's from the datasets library if `paths` is empty; the first `limit`.
+
+    Each row's `text` in a .parquet or .jsonl file is a document, and so is a .txt file as a whole: a single
+    document is held in memory. All can be gone through again and again. Raises `UserError` where a file can't be read.
+    """
+
+    paths: tuple[Path, ...] = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        with plain_os_errors("looking for documents"):
+            require_regular_files(self.paths)
+        for path in self.paths:
+            if path.suffix not in _READERS:
+                raise UserError(f"{path} is none of {', '.join(sorted(_READERS))}; rename or convert it")
+
+    def __iter__(self) -> Iterator[str]:
+        each = (_READERS[path.suffix](path) for path in self.paths) if self.paths else [_openwebtext()]
+        return itertools.islice(itertools.chain.from_iterable(each), self.limit)
+
+
+def _openwebtext() -> Iterator[str]:
+    """OpenWebText (Gokaslan and Cohen, 2019), streamed."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(
+            "no FILE is named and the datasets library, which would fetch OpenWebText, is not installed; "
+            "run pip install -e '.[datasets]', or name local .parquet, .jsonl or .txt files"
+        ) from None
+    # The branch that the hub converted: the main one has long been a script, which datasets 4 and later do not run.
+    try:
+        rows = load_dataset("Skylion007/openwebtext", revision="refs/convert/parquet", split="train", streaming=True)
+        for row in rows:
+            yield row["text"]
+    except Exception as error:  # the library raises whatever lies below it
+        raise UserError(f"OpenWebText can't be fetched ({in_short(error)}); name local files instead") from error
+
+
+def _parquet_texts(path: Path) -> Iterator[str]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(f"{path} needs pyarrow, which is not installed; run pip install -e '.[datasets]'") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise UserError(f"{path} has no column `text`; it has {shown(file.schema_arrow.names)}")
+            kind = file.schema_arrow.field("text").type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{path} has a column `text` of {kind} where strings belong; convert it")
+            for batch in file.iter_batches(batch_size=256, columns=["text"]):
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as parquet ({in_short(error)}); fetch it again") from error
+
+
+def _jsonl_texts(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                match json.loads(line.decode()):
+                    case {"text": str(text)}:
+                        yield text
+                    case _:
+                        raise ValueError("there is none")
+            except (ValueError, RecursionError) as error:
+                reason = in_short(error)
+                raise UserError(
+                    f"{path} line {number:,} is not a JSON object with a string `text` ({reason}); mend it"
+                ) from None
+
+
+def _txt_text(path: Path) -> Iterator[str]:
+    yield "".join(read_text([path], CHUNK, str(path)))
+
+
+_READERS = {".parquet": _parquet_texts, ".jsonl": _jsonl_texts, ".txt": _txt_text}
+
+
+def require_regular_files(paths: Iterable[Path]) -> None:
+    """Refuse what cannot be read twice, such as a pipe."""
+    for path in paths:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a folder; name the files in it")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path} is not a regular file and can't be read twice; save it to a file first")
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, or a line now and then where that is no terminal; call what it gives with the steps done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(show_speed=True),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield functools.partial(bar.advance, bar.add_task(label, total=total))
+        return
+    done, due = 0, time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def advance(steps: int) -> None:
+        nonlocal done, due
+        done += steps
+        if time.monotonic() >= due:
+            due = time.monotonic() + SECONDS_BETWEEN_LINES
+            print(f"{label}: {done / total:.0%}" if total else f"{label}: {done:,}", file=sys.stderr, flush=True)
+
+    yield advance
