@@ -76,7 +76,7 @@ def train(settings: Settings, given: Collection[str] = ()) -> float:
         state = checkpoints.state(step, like)
         run = dataclasses.replace(run, settings=vars(settings))
     else:
-        params = jax.jit(lambda: init_params(model, settings.seed))() if weights is None else weights.load(model)
+        params = init_params(model, settings.seed) if weights is None else weights.load(model)
         state = jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
 
     size = sum(p.size for p in jax.tree.leaves(state.params))
@@ -194,7 +194,7 @@ def _with_shape_of(settings: Settings, weights: Weights, given: Collection[str])
     else that is asked for is not what the weights have.
     """
     shape = weights.settings | {"vocab_size": weights.vocab_size}
-    for name in shape.keys() & given:
+    for name in sorted(shape.keys() & given):
         new, old = getattr(settings, name), shape[name]
         if name == "block_size" and new < old:
             shape[name] = new
@@ -209,16 +209,16 @@ def _with_shape_of(settings: Settings, weights: Weights, given: Collection[str])
 
 def _require_data_of(weights: Weights, data: Data, source: str) -> None:
     """Refuse a data set that the weights know nothing of. Weights may have more tokens than it: they are padded."""
-    folder = data.train.path.parent
     if weights.tokenizer is not None:
         _require_same_tokenizer(weights.tokenizer, data, source)
-    elif data.vocab_size <= weights.vocab_size:
-        print(f"{source} does not say what its tokens are: taking them for those of {folder}", flush=True)
+        return
+    folder = data.train.path.parent
     if data.vocab_size > weights.vocab_size:
         raise UserError(
             f"{folder} has {data.vocab_size} tokens where the weights in {source} have {weights.vocab_size}; "
             "name the data set they belong to"
         )
+    print(f"{source} does not say what its tokens are: taking them for those of {folder}", flush=True)
 
 
 def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) -> None:

@@ -6,6 +6,7 @@ state's memory for the new one, and never waits for the host: its metrics are de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ class TrainState:
     seed: Int[Array, ""]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, seed: int | Int[Array, ""]) -> Params:
     """Fresh parameters of `model`, a pure function of `seed`."""
     return model.init(purpose_key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]

@@ -65,11 +65,6 @@ def forward(model, params, idx):
     return model.apply({"params": params}, idx)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def fresh(model):
-    return init_params(model, 0)
-
-
 @settings(max_examples=8, deadline=None)
 @given(
     bias=st.booleans(),
@@ -115,7 +110,7 @@ def test_the_notebooks_model_has_its_209729_parameters():
 
 def test_initialisation_is_nanogpts():
     cfg = GPTConfig(block_size=64, vocab_size=512, n_layer=8, n_head=4, n_embd=128)
-    params = fresh(GPT(cfg))
+    params = init_params(GPT(cfg), 0)
     block = params["h_3"]
     for kernel in (params["wte"]["embedding"], block["attn"]["c_attn"]["kernel"], block["mlp"]["c_fc"]["kernel"]):
         assert float(kernel.std()) == pytest.approx(0.02, rel=0.03)
@@ -126,14 +121,14 @@ def test_initialisation_is_nanogpts():
 
 def test_a_fresh_model_knows_nothing():
     model = GPT(GPTConfig(block_size=32, vocab_size=65, n_layer=2, n_head=2, n_embd=32))
-    logits = np.asarray(forward(model, fresh(model), np.arange(32)[None]), np.float64)
+    logits = np.asarray(forward(model, init_params(model, 0), np.arange(32)[None]), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     assert -log_probs.mean() == pytest.approx(math.log(65), abs=0.05)
 
 
 def test_bfloat16_leaves_parameters_and_logits_in_float32():
     model = GPT(SMALL, dtype=jnp.bfloat16)
-    params = fresh(model)
+    params = init_params(model, 0)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     params = randomized(model)
     logits = forward(model, params, np.arange(8)[None])
@@ -144,6 +139,6 @@ def test_bfloat16_leaves_parameters_and_logits_in_float32():
 
 def test_bigram_reads_its_logits_off_a_table():
     model = Bigram(GPTConfig(vocab_size=7, block_size=4))
-    params = fresh(model)
+    params = init_params(model, 0)
     idx = np.array([[3, 1, 6]])
     np.testing.assert_array_equal(forward(model, params, idx)[0], np.asarray(params["wte"]["embedding"])[idx[0]])
