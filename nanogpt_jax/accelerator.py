@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import jax
 import jax.numpy as jnp
 
 from nanogpt_jax.assets import cache_folder
 from nanogpt_jax.errors import UserError
 
+_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
 _INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'", "cpu": "pip install -e ."}
 
 # Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
@@ -31,6 +35,7 @@ def use_accelerator(requested: str) -> str:
     """
     if requested == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX takes the fastest kind it finds
+    _keep_freed_memory()
     _remember_compiled_programs()
     found = jax.default_backend()
     if requested not in ("auto", found):
@@ -46,6 +51,19 @@ def _remember_compiled_programs() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _keep_freed_memory() -> None:
+    """Let one step's memory serve the next: glibc would return it, and the kernel clear it again page by page.
+
+    XLA:CPU asks for its scratch memory anew at every step, and without this a third of a small step is page faults.
+    `mallopt` and its numbers are those of glibc's <malloc.h>; other C libraries are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def resolve_dtype(requested: str, platform: str) -> jnp.dtype:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.ops import softmax_attention
 
 # Where a score must not be seen. Finite, so that a row that is masked as a whole gives no NaN.
 _MASKED = -1e30
@@ -55,12 +56,11 @@ def causal_attention(
         return _cudnn_attention(q, k, v)
     if kernel == "splash":
         return _splash_attention(q, k, v)
-    T = q.shape[-2]
-    weights = _weights(q, k, jnp.tril(jnp.ones((T, T), bool)))
+    keep = None
     if key is not None and dropout > 0:
-        kept = jax.random.bernoulli(key, 1 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1 - dropout), 0.0)
-    return jnp.einsum("bhts,bhsd->bhtd", weights.astype(v.dtype), v)
+        shape = (*q.shape[:-1], k.shape[-2])
+        keep = jnp.where(jax.random.bernoulli(key, 1 - dropout, shape), 1 / (1 - dropout), 0.0).astype(jnp.float32)
+    return softmax_attention(q, k, v, keep)
 
 
 def cached_attention(

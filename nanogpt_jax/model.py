@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nanogpt_jax import ops
 from nanogpt_jax.attention import cached_attention, causal_attention
 from nanogpt_jax.config import GPTConfig
 
@@ -25,7 +26,7 @@ LAYER_NORM_EPSILON = 1e-5
 INIT_STD = 0.02
 
 _ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": ops.gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
@@ -53,10 +54,22 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N K"]) -> Float[Array, "N M"]:
         kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = ops.linear(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
+
+
+class LayerNorm(nn.Module):
+    """Each row to mean 0 and variance 1, then scaled and, with `use_bias`, shifted."""
+
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if self.use_bias else None
+        return ops.layer_norm(x, scale, bias, LAYER_NORM_EPSILON)
 
 
 class CausalSelfAttention(nn.Module):
@@ -72,16 +85,14 @@ class CausalSelfAttention(nn.Module):
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
-        qkv = qkv.reshape(batch, -1, 3, cfg.n_head, cfg.head_size).transpose(2, 0, 3, 1, 4)
-        q, k, v = qkv  # each (B, H, T, D)
+        q, k, v = ops.split_heads(qkv, batch, cfg.n_head)
         if cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
         else:
             cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
             y = cached_attention(q, *cache, position)
-        y = y.swapaxes(1, 2).reshape(x.shape)
-        y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(y)
+        y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(ops.merge_heads(y))
         return nn.Dropout(cfg.dropout, deterministic=not train)(y), cache
 
 
@@ -107,9 +118,9 @@ class Block(nn.Module):
     kernel: str = "xla"
 
     def setup(self) -> None:
-        self.ln_1 = _layer_norm(self.config)
+        self.ln_1 = LayerNorm(self.config.bias)
         self.attn = CausalSelfAttention(self.config, self.dtype, self.kernel)
-        self.ln_2 = _layer_norm(self.config)
+        self.ln_2 = LayerNorm(self.config.bias)
         self.mlp = MLP(self.config, self.dtype)
 
     def __call__(
@@ -140,7 +151,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
         self.drop = nn.Dropout(cfg.dropout)
         self.h = [Block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
-        self.ln_f = _layer_norm(cfg)
+        self.ln_f = LayerNorm(cfg.bias)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
 
@@ -184,11 +195,14 @@ class GPT(nn.Module):
             logits = self.lm_head(flat).astype(jnp.float32)
         return logits.reshape(*x.shape[:-1], -1)
 
+    def _positions(self, position: Array | int, length: int) -> Float[Array, "T C"]:
+        return jax.lax.dynamic_slice_in_dim(self.wpe.embedding, position, length)
+
     def _blocks(
         self, idx: Array, cache: Cache | None, position: Array | int, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         B, T = idx.shape
-        x = self.wte(idx) + self.wpe(position + jnp.arange(T))
+        x = ops.embedding(self.wte.embedding, idx) + self._positions(position, T)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
@@ -229,10 +243,6 @@ class Bigram(nn.Module):
     def init_cache(self, batch: int) -> Cache:
         """An empty cache: there is nothing to remember."""
         return ()
-
-
-def _layer_norm(config: GPTConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(LAYER_NORM_EPSILON, use_bias=config.bias)
 
 
 def _residual_std(config: GPTConfig) -> float:

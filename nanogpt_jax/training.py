@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from nanogpt_jax.ops import cross_entropy
+
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
 
@@ -75,7 +77,8 @@ def token_losses(
     """Cross-entropy of each target, in nats."""
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     logits = model.apply({"params": params}, batch.tokens, train=dropout_key is not None, rngs=rngs)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    losses = cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.targets.reshape(-1))
+    return losses.reshape(batch.targets.shape)
 
 
 def make_train_step(

@@ -1,0 +1,211 @@
+"""The arithmetic of a training step, written so that XLA needs few passes over memory: pure functions of arrays.
+
+Each function means what its one-line formula says; the plain twin that says the same without regard for speed is in
+`tests/test_ops.py`. Where the gradient that autodiff would derive reads or copies more than it must, the function
+carries its own backward rule. Nothing here depends on the platform: what is written for the CPU's matrix products is
+right, and no slower, on a GPU or TPU. Forward-mode differentiation is not supported where a rule is explicit.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Up to this many rows a table's gradient is a product with one-hot rows; above it, a scatter.
+ONE_HOT_ROWS = 1024
+
+# Where a score must not be seen. Finite, so that its exponential is 0 and never NaN.
+_MASKED = -1e30
+
+
+@jax.custom_vjp
+def linear(x: Float[Array, "N K"], kernel: Float[Array, "K M"]) -> Float[Array, "N M"]:
+    """x @ kernel. Its gradients are dx = dy @ kernel^T and dkernel = x^T @ dy."""
+    return x @ kernel
+
+
+def _linear_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _linear_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx = _dot(dy, kernel, 1, 1)
+    # The left operand of a product over rows is the one that XLA:CPU transposes: let it be the narrower one. The
+    # barrier keeps XLA from turning the second form back into the first.
+    if x.shape[1] <= dy.shape[1]:
+        return dx, _dot(x, dy, 0, 0)
+    return dx, jax.lax.optimization_barrier(_dot(dy, x, 0, 0)).T
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "N C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, epsilon: float
+) -> Float[Array, "N C"]:
+    """(x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias over each row (Ba et al., 2016), in float32."""
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(
+    x: Array, scale: Array, bias: Array | None, epsilon: float
+) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
+    normal, rstd = _normalized(x, epsilon)
+    y = normal * scale
+    return y if bias is None else y + bias, (x, rstd, scale, bias)
+
+
+def _layer_norm_backward(
+    epsilon: float, saved: tuple[Array, Array, Array, Array | None], dy: Array
+) -> tuple[Array, Array, Array | None]:
+    x, rstd, scale, bias = saved
+    normal, _ = _normalized(x, epsilon)  # as the forward pass has it: XLA computes it once
+    dnormal = dy * scale
+    along = jnp.mean(dnormal * normal, axis=-1, keepdims=True)
+    dx = rstd * (dnormal - jnp.mean(dnormal, axis=-1, keepdims=True) - normal * along)
+    dbias = None if bias is None else jnp.sum(dy, axis=0)
+    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=0), dbias
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """x Phi(x), Phi the normal distribution's (Hendrycks and Gimpel, 2016), in float32.
+
+    Phi is written with erf: `jax.nn.gelu` writes it with erfc, which is exact in the far tail, where x Phi(x) is
+    nothing to anyone, and several times slower.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
+@jax.custom_vjp
+def embedding(table: Float[Array, "V C"], idx: Int[Array, "B T"]) -> Float[Array, "B T C"]:
+    """table[idx]; an index outside the table reads its nearest row."""
+    return jnp.take(table, idx, axis=0, mode="clip")
+
+
+def _embedding_forward(table: Array, idx: Array) -> tuple[Array, tuple[Array, Array]]:
+    return embedding(table, idx), (table, idx)
+
+
+def _embedding_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
+    table, idx = saved
+    rows, idx = dy.reshape(-1, dy.shape[-1]), jnp.clip(idx.reshape(-1), 0, len(table) - 1)
+    if len(table) > ONE_HOT_ROWS:
+        return jnp.zeros_like(table).at[idx].add(rows.astype(table.dtype)), None
+    hot = (idx[:, None] == jnp.arange(len(table))).astype(rows.dtype)
+    return _dot(hot, rows, 0, 0, precision=jax.lax.Precision.HIGHEST).astype(table.dtype), None
+
+
+embedding.defvjp(_embedding_forward, _embedding_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def split_heads(
+    qkv: Float[Array, "N 3*C"], batch: int, heads: int
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T D"], Float[Array, "B H T D"]]:
+    """Queries, keys and values of each head from rows that hold all three side by side."""
+    q, k, v = qkv.reshape(batch, -1, 3, heads, qkv.shape[1] // (3 * heads)).transpose(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _split_heads_forward(qkv: Array, batch: int, heads: int) -> tuple[tuple[Array, Array, Array], None]:
+    return split_heads(qkv, batch, heads), None
+
+
+def _split_heads_backward(batch: int, heads: int, _: None, d: tuple[Array, Array, Array]) -> tuple[Array]:
+    return (jnp.concatenate([merge_heads(y) for y in d], axis=1),)
+
+
+split_heads.defvjp(_split_heads_forward, _split_heads_backward)
+
+
+def merge_heads(y: Float[Array, "B H T D"]) -> Float[Array, "N C"]:
+    """The heads of each position side by side."""
+    return y.swapaxes(1, 2).reshape(y.shape[0] * y.shape[2], -1)
+
+
+@jax.custom_vjp
+def softmax_attention(
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B H T D"],
+    v: Float[Array, "B H T D"],
+    keep: Float[Array, "B H T T"] | None = None,
+) -> Float[Array, "B H T D"]:
+    """(keep * softmax(q k^T / sqrt(D) + causal mask)) v (Vaswani et al., 2017, equation 1), softmax in float32.
+
+    `keep` is dropout's factor of each weight, 0 or 1 / (1 - rate).
+
+    The rows of softmax are never divided by their sums: those divide the output, which is narrower, and on the way
+    back the output's gradient, as in FlashAttention (Dao et al., 2022, section 3.1 and appendix B).
+    """
+    return _attention_forward(q, k, v, keep)[0]
+
+
+def _attention_forward(
+    q: Array, k: Array, v: Array, keep: Array | None
+) -> tuple[Array, tuple[Array, Array, Array, Array | None, Array, Array, Array]]:
+    T, D = q.shape[-2:]
+    scores = _einsum("bhtd,bhsd->bhts", q, k) * (1 / math.sqrt(D))
+    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, _MASKED)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    scale = 1 / weights.sum(axis=-1, keepdims=True)
+    weights = weights.astype(v.dtype)
+    y = (_einsum("bhts,bhsd->bhtd", _dropped(weights, keep), v) * scale).astype(v.dtype)
+    return y, (q, k, v, keep, weights, scale, y)
+
+
+def _attention_backward(
+    saved: tuple[Array, Array, Array, Array | None, Array, Array, Array], dy: Array
+) -> tuple[Array, Array, Array, None]:
+    q, k, v, keep, weights, scale, y = saved
+    dy = (dy * scale).astype(v.dtype)
+    along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True)
+    dv = _einsum("bhts,bhtd->bhsd", _dropped(weights, keep), dy)
+    dweights = _dropped(_einsum("bhtd,bhsd->bhts", dy, v), keep)
+    dscores = (weights * (dweights - along) * (1 / math.sqrt(q.shape[-1]))).astype(q.dtype)
+    dq = _einsum("bhts,bhsd->bhtd", dscores, k)
+    dk = _einsum("bhts,bhtd->bhsd", dscores, q)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+softmax_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, " N"]) -> Float[Array, " N"]:
+    """-log softmax(logits)[target] of each row, in float32.
+
+    The target's logit is picked by comparison, so that its gradient is a comparison too and not a scatter.
+    """
+    logits = logits.astype(jnp.float32)
+    hot = targets[:, None] == jnp.arange(logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hot, logits, 0.0), axis=-1)
+
+
+def _normalized(x: Array, epsilon: float) -> tuple[Array, Array]:
+    """Rows of `x` with mean 0 and variance 1, and 1 over the standard deviations they had."""
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    return centred * rstd, rstd
+
+
+def _dropped(weights: Array, keep: Array | None) -> Array:
+    return weights if keep is None else weights * keep.astype(weights.dtype)
+
+
+def _dot(a: Array, b: Array, over_a: int, over_b: int, precision: jax.lax.Precision | None = None) -> Array:
+    """The product of two matrices summed over one axis of each."""
+    return jax.lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())), precision=precision)
+
+
+def _einsum(formula: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)

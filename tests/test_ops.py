@@ -1,0 +1,139 @@
+"""Every fast path of `nanogpt_jax.ops` against its plain twin: values and gradients, float32 within 1e-5."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Array
+
+from nanogpt_jax import ops
+
+sizes = st.sampled_from([1, 2, 7])  # few distinct sizes: every new shape is a compilation
+few = settings(max_examples=6, deadline=None)
+
+
+def plain_layer_norm(x: Array, scale: Array, bias: Array | None) -> Array:
+    y = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale
+    return y if bias is None else y + bias
+
+
+def plain_attention(q: Array, k: Array, v: Array, keep: Array | None = None) -> Array:
+    T = q.shape[-2]
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -jnp.inf))
+    return (weights if keep is None else weights * keep) @ v
+
+
+def plain_split_heads(qkv: Array, batch: int, heads: int) -> list[Array]:
+    parts = jnp.split(qkv, 3, axis=1)
+    return [part.reshape(batch, -1, heads, part.shape[1] // heads).swapaxes(1, 2) for part in parts]
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), jnp.float32)
+
+
+def assert_same(fast: Callable, plain: Callable, *args: Array, within: float = 1e-5) -> None:
+    """Equal values, and equal gradients under a random cotangent, to `within` of the largest entry."""
+    want, plain_vjp = jax.jit(lambda *a: jax.vjp(plain, *a))(*args)
+    got, fast_vjp = jax.jit(lambda *a: jax.vjp(fast, *a))(*args)
+    leaves, tree = jax.tree.flatten(want)
+    cotangent = tree.unflatten([normal(i, *leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)])
+    pairs = zip(jax.tree.leaves((got, fast_vjp(cotangent))), jax.tree.leaves((want, plain_vjp(cotangent))), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=within, atol=within * max(1.0, float(jnp.abs(b).max(initial=0.0))))
+
+
+@few
+@given(sizes, sizes, sizes)
+def test_linear(n: int, k: int, m: int) -> None:
+    assert_same(ops.linear, lambda x, w: x @ w, normal(0, n, k), normal(1, k, m))
+
+
+@few
+@given(sizes, st.sampled_from([2, 33]), st.booleans())
+def test_layer_norm(n: int, c: int, has_bias: bool) -> None:
+    args = (normal(0, n, c) * 3 + 1, normal(1, c)) + ((normal(2, c),) if has_bias else ())
+    assert_same(
+        lambda x, scale, bias=None: ops.layer_norm(x, scale, bias, 1e-5),
+        lambda x, scale, bias=None: plain_layer_norm(x, scale, bias),
+        *args,
+    )
+
+
+def test_layer_norm_keeps_its_digits_far_from_zero() -> None:
+    x = normal(0, 4, 64) + 300
+    want = plain_layer_norm(np.asarray(x, np.float64), 1.0, None)
+    np.testing.assert_allclose(ops.layer_norm(x, jnp.ones(64), None, 1e-5), want, atol=1e-4)
+
+
+def test_gelu() -> None:
+    assert_same(ops.gelu, lambda x: jax.nn.gelu(x, approximate=False), jnp.linspace(-12, 12, 4001))
+
+
+@pytest.mark.parametrize("rows", [1, 65, ops.ONE_HOT_ROWS + 1])
+def test_embedding(rows: int) -> None:
+    idx = jnp.asarray(np.random.default_rng(0).integers(0, rows, (3, 5)))
+    assert_same(lambda table: ops.embedding(table, idx), lambda table: table[idx], normal(0, rows, 7))
+
+
+@pytest.mark.parametrize("rows", [65, ops.ONE_HOT_ROWS + 1])
+def test_embedding_reads_and_teaches_the_nearest_row(rows: int) -> None:
+    idx = jnp.array([[rows, rows + 9, 3]])
+    inside = jnp.array([[rows - 1, rows - 1, 3]])
+    assert_same(lambda table: ops.embedding(table, idx), lambda table: table[inside], normal(0, rows, 4))
+
+
+@few
+@given(sizes, sizes, st.sampled_from([1, 3]), sizes)
+def test_split_heads(batch: int, length: int, heads: int, size: int) -> None:
+    qkv = normal(0, batch * length, 3 * heads * size)
+    assert_same(lambda x: list(ops.split_heads(x, batch, heads)), lambda x: plain_split_heads(x, batch, heads), qkv)
+    q, k, v = ops.split_heads(qkv, batch, heads)
+    np.testing.assert_array_equal(jnp.concatenate([ops.merge_heads(y) for y in (q, k, v)], 1), qkv)
+
+
+@few
+@given(st.sampled_from([1, 3]), st.sampled_from([1, 2]), st.sampled_from([1, 2, 17]), sizes, st.booleans())
+def test_softmax_attention(batch: int, heads: int, length: int, size: int, drops: bool) -> None:
+    q, k, v = (normal(i, batch, heads, length, size) for i in range(3))
+    keep = jnp.where(normal(3, batch, heads, length, length) > 0, 1.25, 0.0) if drops else None
+    assert_same(
+        lambda q, k, v: ops.softmax_attention(q, k, v, keep), lambda q, k, v: plain_attention(q, k, v, keep), q, k, v
+    )
+
+
+def test_softmax_attention_with_large_scores() -> None:
+    q, k, v = (normal(i, 1, 1, 8, 4) * scale for i, scale in enumerate((40, 40, 1)))
+    # A score near 1000 has a rounding error of 1e-4 in either form, which its exponential passes on.
+    assert_same(ops.softmax_attention, plain_attention, q, k, v, within=1e-4)
+
+
+@few
+@given(sizes, st.sampled_from([1, 2, 65]))
+def test_cross_entropy(n: int, classes: int) -> None:
+    targets = jnp.asarray(np.random.default_rng(n).integers(0, classes, n))
+    assert_same(
+        lambda x: ops.cross_entropy(x, targets),
+        lambda x: -jax.nn.log_softmax(x)[jnp.arange(n), targets],
+        normal(0, n, classes) * 4,
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "gelu", "softmax_attention"])
+def test_bfloat16_stays_close_and_keeps_its_type(name: str) -> None:
+    shapes = {"linear": [(6, 8), (8, 5)], "gelu": [(50,)], "softmax_attention": [(2, 2, 9, 8)] * 3}[name]
+    args = [normal(i, *shape) for i, shape in enumerate(shapes)]
+    low, vjp = jax.vjp(getattr(ops, name), *(x.astype(jnp.bfloat16) for x in args))
+    high, exact_vjp = jax.vjp(getattr(ops, name), *args)
+    for a, b in zip((low, *vjp(low)), (high, *exact_vjp(high)), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.04 * max(1.0, float(jnp.abs(b).max())))
