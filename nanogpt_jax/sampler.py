@@ -66,6 +66,11 @@ def sample_text(settings: SampleSettings) -> None:
     if source == "resume":
         source = settings.out_dir if settings.out_dir is not None else _newest_run()
     weights = open_weights(source)
+    if weights.tokenizer is None:
+        raise UserError(
+            f"{source} does not say what its tokens are; make it a run first, with "
+            f"python -m nanogpt_jax.convert {source} DIR --tokenizer=PATH to the meta.json of its data set"
+        )
     tokenizer = load_tokenizer(weights.tokenizer)
     start = _prompt(settings.start)
     prompt = tokenizer.encode(start)

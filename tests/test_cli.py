@@ -14,7 +14,7 @@ def settings_of(monkeypatch):
 
     def parse(*argv):
         seen = []
-        monkeypatch.setattr(trainer, "train", seen.append)
+        monkeypatch.setattr(trainer, "train", lambda settings, given: seen.append(settings))
         assert cli.train(argv) == 0
         return seen[0]
 

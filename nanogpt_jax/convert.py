@@ -1,0 +1,224 @@
+"""`python -m nanogpt_jax.convert SRC DST`: a model, and its training, from one program's files to another's.
+
+All that can be refused is refused before anything is written, and DST appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from nanogpt_jax import cli
+from nanogpt_jax.accelerator import use_accelerator
+from nanogpt_jax.checkpoint import FOLDER, Checkpoints, RunDocument
+from nanogpt_jax.config import PRETRAINED, Settings, require_choice
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.interop import (
+    NanoGPTCheckpoint,
+    Snapshot,
+    moments_of,
+    read_hf_config,
+    read_hf_params,
+    with_moments,
+    write_hf,
+    write_nanogpt,
+)
+from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_run, stored_settings, tokenizer_of
+from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax.prepare import load_meta
+from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE, write_config
+from nanogpt_jax.training import init_params, init_state
+
+Form = Literal["run", "hf", "nanogpt"]
+_WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors"}
+
+_DESCRIPTION = """\
+Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face GPT-2 folder. Weights stay as they are to
+the bit; between runs and nanoGPT, AdamW's moments and the place in training go along.
+
+  python -m nanogpt_jax.convert nanoGPT/out/ckpt.pt out-x   go on: python train.py --init_from=resume --out_dir=out-x
+  python -m nanogpt_jax.convert out-x nanoGPT/out/ckpt.pt   go on there: python train.py --init_from=resume
+  python -m nanogpt_jax.convert out-x out-hf                load: GPT2LMHeadModel.from_pretrained("out-hf")
+  python -m nanogpt_jax.convert gpt2 out-x                  GPT-2 by its name, or a folder that holds it
+
+A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
+ckpt.pt, and the best one a Hugging Face folder. nanoGPT keeps the characters of a data set in data/DATASET/meta.pkl,
+which its own prepare.py writes: its ids are ours, since both sort the characters. Neither .pt file nor Hugging Face
+folder holds a tokenizer."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m nanogpt_jax.convert`: parse, read, check, write."""
+    parser = cli.Parser("python -m nanogpt_jax.convert SRC DST [--name=value ...]", _DESCRIPTION)
+    parser.add_argument(
+        "src", metavar="SRC", help="a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, or gpt2..."
+    )
+    parser.add_argument("dst", metavar="DST", help="what to write: a file that ends in .pt, or a folder")
+    parser.add_argument("--to", metavar="{run,hf}", help="what a DST folder is to be (hf for a run, else run)")
+    parser.add_argument("--tokenizer", metavar="PATH", help="meta.json of the data set that the model was trained on")
+    parser.add_argument("--data_dir", metavar="DIR", default="data", help="folder that holds the data sets (data)")
+    parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
+    convert(**parser.parse(argv))
+    return cli.OK
+
+
+def convert(
+    src: str,
+    dst: str,
+    to: str | None = None,
+    tokenizer: str | None = None,
+    data_dir: str = "data",
+    overwrite: bool = False,
+) -> None:
+    """Write what `src` holds to `dst` in another form; the arguments are the command's.
+
+    Raises `UserError`, with nothing written, where that cannot be.
+    """
+    source = fetched(src) if src in PRETRAINED else Path(src)
+    target = Path(dst)
+    form = _form_of(target, to, is_run=(source / FOLDER).is_dir())
+    _require_free(target, overwrite)
+    if tokenizer is not None and form != "run":
+        raise UserError(f"tokenizer={tokenizer} is of no use to {dst}, which holds none; leave it out")
+    use_accelerator("cpu")  # from files to files: there is nothing to compute
+
+    snapshot = _read(source, form, data_dir)
+    if form == "run":
+        snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(source, snapshot, tokenizer))
+    try:
+        if form == "nanogpt":
+            write_nanogpt(target, snapshot)
+        else:
+            with _folder_when_whole(target) as folder:
+                if form == "run":
+                    _write_run(folder, target, snapshot)
+                else:
+                    write_hf(folder, snapshot.config, snapshot.params)
+    except OSError as error:
+        raise UserError(f"{dst} cannot be written ({error.strerror or error}); name another place") from error
+    size = sum(value.size for value in jax.tree.leaves(snapshot.params))
+    print(f"{dst}: {size:,} parameters after {snapshot.step:,} iterations, from {src}")
+
+
+def _read(source: Path, form: Form, data_dir: str) -> Snapshot:
+    """What `source` holds, with all that `form` has a place for."""
+    if source.is_file():
+        checkpoint = NanoGPTCheckpoint(source)
+        config, step = checkpoint.config, checkpoint.step
+        settings = dataclasses.replace(checkpoint.settings(), data_dir=data_dir)
+        tokenizer = tokenizer_of(config.vocab_size, checkpoint.data_set(Path(data_dir)))
+        params, moments = checkpoint.params(), checkpoint.moments()
+        return Snapshot(config, params, settings, tokenizer, step, checkpoint.best_val_loss, moments)
+    if is_hf_folder(source):
+        config = read_hf_config(source)
+        settings = Settings(**vars(config), data_dir=data_dir)
+        return Snapshot(config, read_hf_params(source, config), settings, tokenizer_of(config.vocab_size, None))
+    return _read_run(source, form)
+
+
+def _read_run(source: Path, form: Form) -> Snapshot:
+    """The newest checkpoint of a run, from which training goes on; for Hugging Face, the best and the weights alone."""
+    checkpoints, step, run = open_run(source)
+    if form == "hf":
+        step = checkpoints.best()
+        run = checkpoints.run_document(step)
+    settings = stored_settings(run)
+    if settings.model != "gpt":
+        raise UserError(f"model={settings.model} in {source} has no equal in other programs; convert a gpt")
+    model, tx = build_model(settings, run.vocab_size, "cpu"), make_optimizer(settings)
+    like = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
+    snapshot = Snapshot(model.config, like.params, settings, run.tokenizer, run.step, run.best_val_loss)
+    if form == "hf":
+        return dataclasses.replace(snapshot, params=checkpoints.params(step, like.params))
+    state = checkpoints.state(step, like)
+    return dataclasses.replace(snapshot, params=state.params, moments=moments_of(state.opt_state))
+
+
+def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
+    """Make `folder`, which is to be `out_dir`, a run that stands at the snapshot's step."""
+    settings = dataclasses.replace(snapshot.settings, out_dir=str(out_dir))
+    tx = make_optimizer(settings)
+    state = jax.jit(lambda params: init_state(params, tx, settings.seed))(snapshot.params)
+    if snapshot.moments is not None:
+        opt_state = with_moments(state.opt_state, snapshot.moments, snapshot.step)
+        state = state.replace(opt_state=jax.device_put(opt_state))
+    state = state.replace(step=jnp.asarray(snapshot.step, state.step.dtype))
+    loss = snapshot.best_val_loss
+    run = RunDocument(
+        vars(settings), snapshot.tokenizer, snapshot.config.vocab_size, snapshot.step, loss is not None, loss
+    )
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        checkpoints.save(state, run, loss)
+    write_config(folder, settings)
+
+
+def _tokenizer(source: Path, snapshot: Snapshot, named: str | None) -> dict[str, Any]:
+    """The tokenizer in the `meta.json` that is named, or else the one that is known."""
+    size = snapshot.config.vocab_size
+    if named is None:
+        if snapshot.tokenizer is None:
+            raise UserError(
+                f"{source} does not say what its {size:,} tokens are; name the meta.json of the data set it was "
+                "trained on with --tokenizer=PATH"
+            )
+        return snapshot.tokenizer
+    path = Path(named)
+    meta = load_meta(path if path.is_dir() else path.parent)
+    if meta.vocab_size > size:
+        raise UserError(f"tokenizer={named} has {meta.vocab_size:,} tokens where {source} has {size:,}; name another")
+    return meta.tokenizer
+
+
+def _form_of(target: Path, to: str | None, is_run: bool) -> Form:
+    if to is not None:
+        require_choice("to", to, ("run", "hf"))
+    if target.suffix != ".pt":
+        return to or ("hf" if is_run else "run")
+    if to is not None:
+        raise UserError(f"to={to} is a folder and {target} ends in .pt, as nanoGPT's files do; leave --to out")
+    return "nanogpt"
+
+
+def _require_free(target: Path, overwrite: bool) -> None:
+    """Refuse to replace what exists unasked, and what holds more than conversions and runs write in any case."""
+    if not target.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{target} exists; add --overwrite to replace it, or name another")
+    if target.suffix == ".pt" and not target.is_file():
+        raise UserError(f"{target} is a folder and cannot become a file; name another")
+    if target.suffix != ".pt":
+        if not target.is_dir():
+            raise UserError(f"{target} is a file and cannot become a folder; name another")
+        others = sorted({path.name for path in target.iterdir()} - _WRITTEN)
+        if others:
+            raise UserError(f"{target} holds {others[0]}, which no conversion wrote; move it away, or name another")
+
+
+@contextlib.contextmanager
+def _folder_when_whole(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its name, and its place, once the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".part") as neighbour:
+        new, old = Path(neighbour) / "new", Path(neighbour) / "old"
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))
