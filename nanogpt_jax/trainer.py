@@ -11,8 +11,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
 from nanogpt_jax import dataset, prepare
 from nanogpt_jax.accelerator import describe
@@ -47,6 +49,15 @@ class Stopped(Exception):
         self.number = number
 
 
+class Start(NamedTuple):
+    """Where a run begins: its settings and data, what it has behind it, and how to get the state it begins with."""
+
+    settings: Settings
+    data: Data
+    run: RunDocument
+    load: Callable[[nn.Module, optax.GradientTransformation], TrainState]
+
+
 def train(settings: Settings, given: Collection[str] = ()) -> float:
     """Train as `settings` say; the loss over the whole validation split at the end, in nats per token.
 
@@ -54,31 +65,10 @@ def train(settings: Settings, given: Collection[str] = ()) -> float:
     All that can be refused is refused, with a `UserError`, before anything is written. Raises `Stopped` after SIGINT or
     SIGTERM.
     """
-    if settings.init_from == "resume":
-        checkpoints, step, run = open_run(Path(settings.out_dir))
-        data = _open_data(settings)
-        vocab_size = run.vocab_size
-        _require_same_tokenizer(run.tokenizer, data, settings.out_dir)
-    else:
-        weights = None if settings.init_from == "scratch" else open_weights(settings.init_from, settings.data_dir)
-        if weights is not None:
-            settings = _with_shape_of(settings, weights, given)
-        data = _open_data(settings)
-        if weights is not None:
-            _require_data_of(weights, data, settings.init_from)
-        vocab_size = data.vocab_size if weights is None else weights.vocab_size
-        run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0)
-
-    model = build_model(settings, vocab_size, jax.default_backend())
+    settings, data, run, load = _resumed(settings) if settings.init_from == "resume" else _begun(settings, given)
+    model = build_model(settings, run.vocab_size, jax.default_backend())
     tx = make_optimizer(settings)
-    like = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
-    if settings.init_from == "resume":
-        state = checkpoints.state(step, like)
-        run = dataclasses.replace(run, settings=vars(settings))
-    else:
-        params = init_params(model, settings.seed) if weights is None else weights.load(model)
-        state = jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
-
+    state = load(model, tx)
     size = sum(p.size for p in jax.tree.leaves(state.params))
     print(f"{describe()}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
     print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
@@ -86,6 +76,37 @@ def train(settings: Settings, given: Collection[str] = ()) -> float:
     if settings.eval_only:
         return _final_loss(eval_step, state.params, data.val, settings.block_size)
     return _update_until_done(settings, data, make_train_step(model, tx), eval_step, state, run)
+
+
+def _begun(settings: Settings, given: Collection[str]) -> Start:
+    """A new run, from fresh parameters or from weights that `init_from` names."""
+    if settings.init_from == "scratch":
+        data = _open_data(settings)
+        run = RunDocument(vars(settings), data.tokenizer, settings.gpt_config(data.vocab_size).vocab_size, step=0)
+        return Start(settings, data, run, lambda model, tx: _state_of(init_params(model, settings.seed), tx, settings))
+    weights = open_weights(settings.init_from, settings.data_dir)
+    settings = _with_shape_of(settings, weights, given)
+    data = _open_data(settings)
+    _require_data_of(weights, data, settings.init_from)
+    run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0)
+    return Start(settings, data, run, lambda model, tx: _state_of(weights.load(model), tx, settings))
+
+
+def _resumed(settings: Settings) -> Start:
+    """The run in `out_dir`, from its newest checkpoint."""
+    checkpoints, step, run = open_run(Path(settings.out_dir))
+    data = _open_data(settings)
+    _require_same_tokenizer(run.tokenizer, data, settings.out_dir)
+
+    def load(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+        like = jax.eval_shape(lambda: _state_of(init_params(model, settings.seed), tx, settings))
+        return checkpoints.state(step, like)
+
+    return Start(settings, data, dataclasses.replace(run, settings=vars(settings)), load)
+
+
+def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings) -> TrainState:
+    return jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
 
 
 def estimate_loss(eval_step: EvalStep, params: Params, data: Data, settings: Settings, step: int) -> dict[str, float]:
@@ -145,15 +166,16 @@ def _update_until_done(
                 if (better or settings.always_save_checkpoint or done) and step > 0:
                     checkpoints.save(state, run, losses["val"])
                 log.restart()
-            if done:
+            if done or received:
                 break
             state, step_metrics = train_step(state, training_batch(settings, data, step))
             log.add(step, step_metrics)
             run = dataclasses.replace(run, step=step + 1, evaluated=False)
-            if received:
-                log.flush()
+        if not done:
+            log.flush()
+            if checkpoints.latest() != step:
                 checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds()), None)
-                raise Stopped(received[0])
+            raise Stopped(received[0])
         loss = _final_loss(eval_step, state.params, data.val, settings.block_size)
         metrics.write(step, "val_whole", loss, seconds=log.seconds())
     return loss
