@@ -169,3 +169,72 @@ def test_bad_input_to_sampling_is_one_line(trained, flags, message, tmp_path):
     done = command("sample.py", *out_dir, *flags, cwd=tmp_path)
     assert done.status == 2
     assert done.err.startswith("error: ") and message in done.err and len(done.err.splitlines()) == 1
+
+
+def tree_of(folder):
+    """Every file below a folder, with its bytes: to see that nothing changed."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def small_data(data_dir, tmp_path_factory):
+    """A data folder with sets of its own to spoil: one short, one truncated, one unsealed, one of other tokens."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("short", "truncated", "unsealed", "outside", "pickled"):
+        shutil.copytree(data_dir / "shakespeare_char", folder / name)
+    text = folder / "play.txt"
+    text.write_text("to be or not to be " * 20)
+    assert command("data/prepare.py", text, "--name=short", f"--data_dir={folder}").status == 0
+    with open(folder / "truncated" / "train.bin", "r+b") as file:
+        file.truncate(1001)
+    (folder / "unsealed" / "meta.json").unlink()
+    with open(folder / "outside" / "val.bin", "r+b") as file:
+        file.write(b"\xff\xff")
+    (folder / "pickled" / "meta.json").rename(folder / "pickled" / "meta.pkl")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset=missing"], "missing"),
+        (["--dataset=short"], "block_size=64 does not fit"),
+        (["--dataset=truncated"], "1,001 bytes where"),
+        (["--dataset=unsealed"], "meta.json"),
+        (["--dataset=outside"], "token 65535 at position 0, outside the vocabulary of 65"),
+        (["--dataset=pickled"], "meta.pkl"),
+        (["--dataset=short", "--block_size=8", "--vocab_size=5"], "vocab_size=5 is smaller"),
+        (["--init_from=resume"], "holds no run"),
+        (["--init_from=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_to_training_is_one_line_and_changes_nothing(small_data, flags, message, tmp_path):
+    before = tree_of(small_data)
+    done = command("train.py", "shakespeare_char_cpu", *flags, f"--data_dir={small_data}", cwd=tmp_path)
+    assert done.status == 2
+    assert done.err.startswith("error: ") and message in done.err and len(done.err.splitlines()) == 1
+    assert tree_of(small_data) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n_layer=5"], "n_layer=5 does not fit the run"),
+        (["--max_iters=10"], "max_iters=10 lies behind the run"),
+        (["--learning_rate=-1"], "learning_rate=-1.0"),
+    ],
+)
+def test_a_run_is_not_resumed_as_something_else(undisturbed, flags, message):
+    before = tree_of(undisturbed)
+    done = command("train.py", "--init_from=resume", f"--out_dir={undisturbed}", *flags)
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert message in done.err
+    assert tree_of(undisturbed) == before
+
+
+def test_an_out_dir_that_cannot_be_written_is_refused(data_dir, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = command("train.py", *SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'file'}")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert "cannot be written" in done.err
