@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nanogpt_jax import interop
 from nanogpt_jax.config import GPTConfig, Settings
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.parity import micro_batches
 from nanogpt_jax.training import Batch, Params
 
 StateDict = Mapping[str, np.ndarray]
@@ -30,7 +31,7 @@ StateDict = Mapping[str, np.ndarray]
 
 @dataclass
 class TorchSide:
-    """A PyTorch model and its optimizer, as a `compare.Side`: numpy in and out, under this project's names.
+    """A PyTorch model and its optimizer, as a `parity.Side`: numpy in and out, under this project's names.
 
     Attributes:
         name: of the program, for the table.
@@ -65,28 +66,26 @@ class TorchSide:
             return self._run(Batch(tokens, tokens))[0].float().numpy()
 
     def gradients(self, batch: Batch) -> tuple[float, Params]:
-        """As `Side.gradients`."""
+        """As `Side.gradients`: the sum over micro-batches of what each has of the mean."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._run(batch)[1]
-        loss.backward()
-        return loss.item(), self.from_torch({name: tensor.grad.numpy() for name, tensor in self._parameters()})
+        parts = micro_batches(batch)
+        total = 0.0
+        for part in parts:
+            loss = self._run(part)[1] / len(parts)
+            loss.backward()
+            total += loss.item()
+        return total, self.from_torch({name: tensor.grad.numpy() for name, tensor in self._parameters()})
 
     def step(self, batch: Batch) -> float:
         """As `Side.step`, in the order of nanoGPT's loop: rate, micro-batches, clipping, update."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
-        micro_batches = [batch] if batch.tokens.ndim == 2 else [Batch(*pair) for pair in zip(*batch, strict=True)]
-        total = 0.0
-        for micro_batch in micro_batches:
-            loss = self._run(micro_batch)[1] / len(micro_batches)
-            loss.backward()
-            total += loss.item()
+        loss, _ = self.gradients(batch)
         if self.settings.grad_clip > 0:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.grad_clip)
         self.optimizer.step()
         self.iteration += 1
-        return total
+        return loss
 
     def parameters(self) -> Params:
         """As `Side.parameters`."""
