@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
     _require_writable(own["json"], own["plot"])
 
-    # Else idle threads of PyTorch spin where ours could run; with this, read at its import, it took a quarter of the time.
+    # Else idle threads of PyTorch spin where ours could run: this, read at its import, saves most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # PyTorch computes on the CPU, and its float32 is what ours is held to: another device must be asked for.
     use_accelerator(explicit.get("accelerator", "cpu"))
