@@ -35,6 +35,9 @@ def use_accelerator(requested: str) -> str:
     """
     if requested == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX takes the fastest kind it finds
+    # On the CPU a program that runs ahead of Python takes one thread of the pool for itself and leaves its matrix
+    # products the rest: with two cores, half the speed for nothing, as the host has next to nothing else to do.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     _keep_freed_memory()
     _remember_compiled_programs()
     found = jax.default_backend()
