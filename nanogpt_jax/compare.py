@@ -258,7 +258,7 @@ def write_plot(path: Path, comparison: Comparison, settings: Settings, reference
     difference.axhline(bound, color="#D55E00", linestyle="--", label=f"tolerance {bound:g}")
     difference.set(xlabel="updates made", ylabel="difference (nats)", ylim=(_SMALLEST_GAP / 2, None))
     difference.xaxis.get_major_locator().set_params(integer=True)
-    difference.legend(loc="center right")
+    difference.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     for axes in (curves, difference):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

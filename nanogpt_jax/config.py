@@ -136,10 +136,10 @@ class Settings:
                     f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95"
                 )
         require_at_most("seed", self.seed, 2**32 - 1, "JAX and numpy share it")
-        if self.decay_lr and self.lr_decay_iters < self.warmup_iters:
+        if self.decay_lr and self.lr_decay_iters <= self.warmup_iters:
             raise UserError(
-                f"lr_decay_iters={self.lr_decay_iters} is smaller than warmup_iters={self.warmup_iters}; "
-                f"the decay follows the warm-up, so choose lr_decay_iters of at least {self.warmup_iters}"
+                f"lr_decay_iters={self.lr_decay_iters} is not larger than warmup_iters={self.warmup_iters}; "
+                f"the decay follows the warm-up, so choose lr_decay_iters of at least {self.warmup_iters + 1}"
             )
         if self.lm_head_bias and self.tie_word_embeddings:
             raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
@@ -202,7 +202,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def preset(name: str, **changes: Any) -> Settings:
     """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return Settings(**{**PRESETS[name], **changes})
 

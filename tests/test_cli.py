@@ -87,6 +87,7 @@ def test_mistakes_are_named(argv, message):
         ("n_layer = [4]", "is a list"),
         ('preset = "gpt5"', "no preset 'gpt5'"),
         ("preset = 5", "no preset 5"),
+        ('preset = ["gpt_dev"]', "no preset ['gpt_dev']"),
         ("n_layer = \xff", "is not TOML"),
     ],
 )
