@@ -13,10 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.ops import softmax_attention
-
-# Where a score must not be seen. Finite, so that a row that is masked as a whole gives no NaN.
-_MASKED = -1e30
+from nanogpt_jax.ops import MASKED, softmax_attention
 
 
 def choose_kernel(requested: str, platform: str, head_size: int, dtype: jnp.dtype, dropout: float) -> str:
@@ -81,7 +78,7 @@ def cached_attention(
 def _weights(q: Array, k: Array, visible: Array) -> Array:
     """Attention weights in float32, (B, H, T, S); `visible` (T, S) says which key a query may see."""
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    return jax.nn.softmax(jnp.where(visible, scores, _MASKED), axis=-1)
+    return jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
 
 
 def _cudnn_attention(q: Array, k: Array, v: Array) -> Array:

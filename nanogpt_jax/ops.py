@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 ONE_HOT_ROWS = 1024
 
 # Where a score must not be seen. Finite, so that its exponential is 0 and never NaN.
-_MASKED = -1e30
+MASKED = -1e30
 
 
 @jax.custom_vjp
@@ -155,7 +155,7 @@ def _attention_forward(
 ) -> tuple[Array, tuple[Array, Array, Array, Array | None, Array, Array, Array]]:
     T, D = q.shape[-2:]
     scores = _einsum("bhtd,bhsd->bhts", q, k) * (1 / math.sqrt(D))
-    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, _MASKED)
+    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, MASKED)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     scale = 1 / weights.sum(axis=-1, keepdims=True)
     weights = weights.astype(v.dtype)

@@ -90,7 +90,7 @@ class Ours:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.name = "here"
         tx = make_optimizer(settings)
-        params = jax.jit(lambda: init_params(model, settings.seed))()
+        params = init_params(model, settings.seed)
         self._model, self._settings = model, settings
         self._state = jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
         self._train_step = make_train_step(model, tx)

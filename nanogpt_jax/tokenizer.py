@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nanogpt_jax.config import MAX_VOCAB_SIZE
 from nanogpt_jax.errors import UserError
 
-MAX_VOCAB_SIZE = 65_536
 END_OF_TEXT = "<|endoftext|>"
 
 # How GPT-2 cuts text before merging bytes (Radford et al., 2019): contractions, words, numbers, the rest, white space.
