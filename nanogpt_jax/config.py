@@ -20,6 +20,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
 KERNELS = ("auto", "xla", "cudnn", "splash")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MAX_VOCAB_SIZE = 65_536  # token files hold uint16
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Settings:
                 raise UserError(
                     f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95"
                 )
-        require_at_most("seed", self.seed, 2**32 - 1, "JAX and numpy share it")
+        require_at_most("seed", self.seed, MAX_SEED, "it is kept in 32 bits")
         if self.decay_lr and self.lr_decay_iters <= self.warmup_iters:
             raise UserError(
                 f"lr_decay_iters={self.lr_decay_iters} is not larger than warmup_iters={self.warmup_iters}; "

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanogpt_jax import sampling
-from nanogpt_jax.config import ACCELERATORS, DTYPES, Settings, require_at_least, require_choice, setting
+from nanogpt_jax.config import (
+    ACCELERATORS,
+    DTYPES,
+    MAX_SEED,
+    Settings,
+    require_at_least,
+    require_at_most,
+    require_choice,
+    setting,
+)
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import build_model, open_weights
 from nanogpt_jax.prepare import load_tokenizer
@@ -48,6 +57,7 @@ class SampleSettings:
         for name in ("num_samples", "max_new_tokens"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least("seed", self.seed, 0)
+        require_at_most("seed", self.seed, MAX_SEED, "it is kept in 32 bits")
         require_choice("accelerator", self.accelerator, ACCELERATORS)
         require_choice("dtype", self.dtype, DTYPES)
         self.sampling_config(None)

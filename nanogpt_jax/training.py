@@ -47,9 +47,13 @@ class TrainState:
     seed: Int[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: nn.Module, seed: int | Int[Array, ""]) -> Params:
-    """Fresh parameters of `model`, a pure function of `seed`."""
+    """Fresh parameters of `model`, a pure function of `seed`, which is below 2**32."""
+    return _init_params(model, jnp.asarray(seed, jnp.uint32))  # a Python int goes into a jitted function as an int32
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_params(model: nn.Module, seed: Int[Array, ""]) -> Params:
     return model.init(purpose_key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
@@ -61,7 +65,7 @@ def init_state(params: Params, tx: optax.GradientTransformation, seed: int | Int
 def purpose_key(seed: int | Int[Array, ""], purpose: str) -> PRNGKeyArray:
     """The root key of one use of randomness; different purposes under one seed draw independently."""
     purposes = ("init", "dropout", "sample")
-    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
+    return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), purposes.index(purpose))
 
 
 def loss_fn(

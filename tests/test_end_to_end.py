@@ -160,6 +160,7 @@ def test_sampling_continues_the_prompt(trained, tmp_path):
         (["--top_k=0"], "top_k=0 leaves no token"),
         (["--temperature=-1"], "temperature=-1.0"),
         (["--num_samples=0"], "num_samples=0 is smaller than 1"),
+        (["--seed=4294967296"], "seed=4294967296 is larger than 4294967295"),
         (["--max_new_tokens=0"], "max_new_tokens=0 is smaller than 1"),
         (["--out_dir=missing"], "missing holds no run"),
     ],

@@ -106,6 +106,14 @@ def test_dropout_is_a_function_of_seed_and_step_and_off_in_evaluation():
     assert float(evaluate(state.params, batch, ones)) == pytest.approx(total, rel=1e-6)
 
 
+def test_every_seed_that_settings_allow_can_be_drawn_from():
+    largest = preset("shakespeare_char_cpu", seed=2**32 - 1).seed
+    _, state = fresh(Bigram(SMALL), preset("bigram", seed=largest))
+    assert int(state.seed) == largest
+    drawn = [np.asarray(init_params(Bigram(SMALL), seed)["wte"]["embedding"]) for seed in (0, 2**31, largest)]
+    assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[1], drawn[2])
+
+
 def test_a_zero_weight_leaves_a_target_out():
     model = Bigram(SMALL)
     params = init_params(model, 0)
