@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import platform
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 
 from nanogpt_jax import cli, interop, report
 from nanogpt_jax.bench_measure import Plan, measure_sampling, measure_training
-from nanogpt_jax.bench_report import sampling_table, training_table, write_plot
+from nanogpt_jax.bench_report import sampling_tables, training_tables, write_plot
 from nanogpt_jax.bench_rounds import WorkerDied, ended_by_signals
 from nanogpt_jax.compare import open_data
 from nanogpt_jax.config import PRESETS, Settings, require_at_least, require_at_most, require_choice
@@ -29,10 +30,10 @@ FAILED = 1  # exit status
 TASKS = ("train", "sample", "all", "growth")
 AGAINST = ("torch", "hf", "none")
 DEFAULT_PRESET = "shakespeare_char_cpu"
-DEFAULT_ROUNDS = 7
+DEFAULT_ROUNDS, DEFAULT_SECONDS = 11, 0.7
 _LONGEST_TEXT = 256
 _PURPOSE = "the benchmark"
-_OWN = ("against", "reference", "rounds", "max_new_tokens", "json", "plot", "preset")
+_OWN = ("against", "reference", "rounds", "seconds", "max_new_tokens", "json", "plot", "preset")
 
 _DESCRIPTION = f"""\
 Measure training and sampling beside PyTorch and beside the machine's limit, in alternating rounds.
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument("--against", metavar=f"{{{','.join(AGAINST)}}}", help="the other side ('torch')")
     group.add_argument("--reference", metavar="DIR", help="nanoGPT checkout whose model is 'torch'; else one like it")
     group.add_argument("--rounds", type=int, metavar="INT", help=f"turns of each side ({DEFAULT_ROUNDS})")
+    group.add_argument("--seconds", type=float, metavar="FLOAT", help=f"that a turn lasts ({DEFAULT_SECONDS})")
     group.add_argument("--max_new_tokens", type=int, metavar="INT", help="of a text (fills the block, at most 256)")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and what made them here")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rounds, or the growth")
@@ -62,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse(rest)
     own = {name: given.pop(name, None) for name in _OWN}
     if own["preset"] is not None:
-        given.setdefault("preset_or_file", own["preset"])
+        if "preset_or_file" in given:
+            raise UserError(f"preset={own['preset']} is a second one, after {given['preset_or_file']}; name one")
+        given["preset_or_file"] = own["preset"]
     base, explicit = cli.chosen(given)
     if task is None:
         raise UserError(f"say what to measure: python -m nanogpt_jax.bench {{{','.join(TASKS)}}}")
@@ -80,22 +84,23 @@ def main(argv: Sequence[str]) -> int:
 
 def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """`train`, `sample` and `all`: both sides in turns."""
-    plan, source, changed = _plan(base, explicit, own)
+    plan, source, changed = plan_of(base, explicit, own)
     settings = plan.settings
     title = f"{report.model_in_words(settings)}, batch {report.batch_in_words(settings)}"
     print(f"model      {title}" + (f"; {changed}" if changed else ""))
     print(f"batches    from {source}", flush=True)
     results = []
     for name, measure, table in (
-        ("train", measure_training, training_table),
-        ("sample", measure_sampling, sampling_table),
+        ("train", measure_training, training_tables),
+        ("sample", measure_sampling, sampling_tables),
     ):
         if task in (name, "all"):
             results.append(measure(plan))
             print(f"\n{table(results[-1])}", flush=True)
     facts = results[0].facts
     threads = "" if results[0].threads is None else f", {results[0].threads} threads in PyTorch"
-    print(f"\n{facts['devices']} x {facts['device']} ({_processor()}), {facts['dtype']}{threads}, {plan.rounds} rounds")
+    where = f"{facts['devices']} x {facts['device']} ({_processor()})"
+    print(f"\n{where}, {facts['dtype']}{threads}, {plan.rounds} rounds of {plan.seconds:g} s a side")
     document = _document(settings, facts) | {"batches": source, "plan": dataclasses.asdict(plan)}
     document["results"] = [dataclasses.asdict(result) for result in results]
     report.write_where_asked("json", own["json"], lambda path: report.write_json(path, document))
@@ -105,7 +110,7 @@ def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
 
 def _growth(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """`growth`: our side alone."""
-    for name in ("against", "reference", "rounds", "max_new_tokens"):
+    for name in ("against", "reference", "rounds", "seconds", "max_new_tokens"):
         if own[name] is not None:
             raise UserError(f"{name}={own[name]} has no meaning for growth, which has one side; leave it out")
     from nanogpt_jax import bench_growth
@@ -123,7 +128,9 @@ def _growth(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
     report.write_where_asked("plot", own["plot"], lambda path: plot(path, growths, title))
 
 
-def _plan(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[Plan, str, str]:
+def plan_of(
+    base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]
+) -> tuple[Plan, str, str]:
     """What to measure, where batches come from, and in words what was changed of our own accord.
 
     Raises `UserError` for what cannot be measured, before anything is started.
@@ -132,6 +139,9 @@ def _plan(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapp
     require_choice("against", against, AGAINST)
     rounds = DEFAULT_ROUNDS if own["rounds"] is None else own["rounds"]
     require_at_least("rounds", rounds, 1)
+    seconds = DEFAULT_SECONDS if own["seconds"] is None else own["seconds"]
+    if not 0 < seconds < math.inf:
+        raise UserError(f"seconds={seconds} is not a time above 0; {DEFAULT_SECONDS} is usual")
     reference = own["reference"]
     if reference is not None:
         if against != "torch":
@@ -169,6 +179,7 @@ def _plan(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapp
         tokens=str(data.tokens.path) if mapped else None,
         vocab_size=config.vocab_size,
         rounds=rounds,
+        seconds=seconds,
         max_new_tokens=tokens,
     )
     return plan, data.source, f"{', '.join(changes)} to agree with Hugging Face's GPT-2" if changes else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanogpt_jax.bench_limits import MATMUL_FLOPS, MEMORY_BYTES, bytes_per_token
-from nanogpt_jax.bench_rounds import ROUND_SECONDS, Worker, alternate, least_seconds, ratios
+from nanogpt_jax.bench_rounds import Worker, alternate, least_seconds, ratios
 from nanogpt_jax.bench_worker import Unavailable
 from nanogpt_jax.config import Settings
 
@@ -20,7 +20,7 @@ TEMPERATURE, TOP_K = 0.8, 200
 WITHIN, PAST, BATCH = "one text, within the block", "one text, past the block", "8 texts, within the block"
 TEXTS_AT_ONCE = 8
 _TOKENS_PAST = 32  # each costs the same
-_LIMIT_TURNS = 10
+_LIMIT_TURNS = 8
 _PREALLOCATION_OFF = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two programs share one GPU here
 
 
@@ -36,6 +36,7 @@ class Plan:
         tokens: the file of the training split; None for random tokens.
         vocab_size: how many different tokens there are.
         rounds: how often every side has its turn.
+        seconds: that a turn lasts, unless a single update or text takes longer.
         max_new_tokens: in a text within the block.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     tokens: str | None
     vocab_size: int
     rounds: int
+    seconds: float
     max_new_tokens: int
 
 
@@ -140,7 +142,7 @@ def measure_training(plan: Plan) -> Result:
         theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
         tokens = plan.settings.tokens_per_iter
         sides = [ours, *theirs]
-        seconds = _alternated(sides, "step", "training", plan.rounds)
+        seconds = _alternated(sides, "step", "training", plan)
         peaks = {side.name: side.peak_memory for side in sides}  # before the limit takes memory of its own
         limit, per_token = _matmul_limit(ours), ours.facts["flops_per_token"]
         case = _case("training", sides, seconds, peaks, tokens, limit, per_token)
@@ -168,7 +170,7 @@ def measure_sampling(plan: Plan) -> Result:
         ours = _started(stack, OURS, {"program": OURS, **work})
         theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
         sides = [ours, *theirs]
-        seconds = {name: _alternated(sides, name, name, plan.rounds) for name in shapes}
+        seconds = {name: _alternated(sides, name, name, plan) for name in shapes}
         peaks = {side.name: side.peak_memory for side in sides}  # before the limits take memory of their own
         matmul, memory = _matmul_limit(ours), _memory_limit(ours)
         cases = []
@@ -233,9 +235,9 @@ def _their_names(plan: Plan, task: str) -> dict[str, bool]:
     return {f"{program}, eager": False, f"{program}, compiled": True} if task == "train" else {program: False}
 
 
-def _alternated(sides: Sequence[Worker], case: str, name: str, rounds: int) -> dict[str, list[float]]:
-    note(f"{name}: {rounds} rounds of {', '.join(side.name for side in sides)}")
-    return alternate(sides, case, rounds, ROUND_SECONDS)
+def _alternated(sides: Sequence[Worker], case: str, name: str, plan: Plan) -> dict[str, list[float]]:
+    note(f"{name}: {plan.rounds} rounds of {'; '.join(side.name for side in sides)}")
+    return alternate(sides, case, plan.rounds, plan.seconds)
 
 
 def _case(

@@ -18,7 +18,6 @@ from typing import Any, Self
 from nanogpt_jax.bench_worker import Unavailable
 from nanogpt_jax.errors import UserError
 
-ROUND_SECONDS = 1.0  # that a turn lasts, unless a single unit of work takes longer
 _REST_SECONDS = 0.3  # between two turns: PyTorch's idle threads spin for a while after their last product
 _KILLED_AFTER = 5.0
 
@@ -51,7 +50,7 @@ class Worker:
         variables = {**os.environ, **environment, "PYTHONPATH": path}
         start = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "nanogpt_jax.bench_worker"],
+            [sys.executable, "-c", "from nanogpt_jax.bench_worker import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -80,7 +80,3 @@ def _peak_resident_memory() -> int:
         line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-if __name__ == "__main__":
-    main()
