@@ -1,5 +1,6 @@
 """The benchmark: its numbers belong together, it counts right, and it leaves nothing behind."""
 
+import contextlib
 import json
 import math
 import os
@@ -30,6 +31,8 @@ TINY = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2)
 FLAGS = [f"--{name}={value}" for name, value in TINY.items()] + ["--accelerator=cpu", "--data_dir=none"]
 # Neither program compiles its best: that takes most of a minute, and no speed is tested here.
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TORCH_COMPILE_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+# Tokens that each case of sampling draws at a time.
+DRAWN = {"one text, within the block": 15, "one text, past the block": 32, "8 texts, within the block": 8 * 15}
 
 
 def started(*argv):
@@ -41,46 +44,58 @@ def started(*argv):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """What the whole command prints and writes, at a tiny shape."""
+    """What the command prints and writes for both tasks, at a tiny shape: (stdout, document, picture) of each."""
     folder = tmp_path_factory.mktemp("bench")
-    files = [f"--json={folder / 'all.json'}", f"--plot={folder / 'all.png'}"]
-    with started("all", *FLAGS, "--rounds=2", "--seconds=0.05", *files) as process:
-        out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out, json.loads((folder / "all.json").read_text()), (folder / "all.png").read_bytes()
+    found = {}
+    with contextlib.ExitStack() as stack:
+        for task in ("train", "sample"):  # side by side: that their times suffer is no matter here
+            files = [f"--json={folder / task}.json", f"--plot={folder / task}.png"]
+            process = stack.enter_context(started(task, *FLAGS, "--rounds=2", "--seconds=0.05", *files))
+            stack.callback(process.kill)
+            found[task] = process
+        told = {task: process.communicate(timeout=240) for task, process in found.items()}
+    for task, (out, err) in told.items():
+        assert found[task].returncode == 0, err
+        document = json.loads((folder / f"{task}.json").read_text())
+        found[task] = out, document, (folder / f"{task}.png").read_bytes()
+    return found
 
 
-def test_all_rows_are_there(measured):
-    out, document, plot = measured
-    train, sample = document["results"]
-    assert [case["name"] for case in train["cases"]] == ["training"]
-    assert [case["name"] for case in sample["cases"]] == [
-        "one text, within the block", "one text, past the block", "8 texts, within the block",
+def test_all_rows_of_training_are_there(measured):
+    out, document, plot = measured["train"]
+    [result] = document["results"]
+    [case] = result["cases"]
+    assert [side["name"] for side in case["sides"]] == ["nanogpt-jax", "PyTorch, eager", "PyTorch, compiled"]
+    rows = [line.split(" | ")[0].removeprefix("| ").strip() for line in out.splitlines() if line.startswith("| ")]
+    rows = ["---" if set(row) == {"-"} else row for row in rows]
+    assert [row for row in rows if not row.startswith("share of")] == [
+        "training", "---", "time per update, median", "least .. most of the rounds", "tokens per second",
+        "ours is so many times as fast, median", "peak memory of the process", "process start to first update",
+        "the same, compilation cache empty", "of that, tracing and compiling",
+        "how many times as fast, round by round", "---", "training, to PyTorch, eager",
+        "training, to PyTorch, compiled",
     ]  # fmt: skip
-    assert [side["name"] for side in train["cases"][0]["sides"]] == [
-        "nanogpt-jax",
-        "PyTorch, eager",
-        "PyTorch, compiled",
-    ]
-    assert all([side["name"] for side in case["sides"]] == ["nanogpt-jax", "PyTorch"] for case in sample["cases"])
-    for row in ("time per update", "share of", "peak memory", "process start to first update", "tracing and compiling"):
-        assert f"\n| {row}" in out or f"\n| of that, {row}" in out
-    assert "from random tokens" in out and "8 texts at once give" in out
+    assert "from random tokens" in out
     assert {"command", "date", "machine", "device", "versions", "settings"} <= document.keys()
-    assert train["start"]["cold"] > train["start"]["cold_compile"] > 0
+    assert result["start"]["cold"] > result["start"]["cold_compile"] > 0
     assert plot.startswith(b"\x89PNG")
 
 
-def test_ratios_and_rates_follow_from_the_rounds(measured):
-    _, document, _ = measured
-    train, sample = document["results"]
-    tokens = {
-        "training": 2 * 16,
-        "one text, within the block": 15,
-        "one text, past the block": 32,
-        "8 texts, within the block": 8 * 15,
-    }
-    for case in train["cases"] + sample["cases"]:
+def test_all_rows_of_sampling_are_there(measured):
+    out, document, plot = measured["sample"]
+    [result] = document["results"]
+    assert [case["name"] for case in result["cases"]] == list(DRAWN)
+    assert all([side["name"] for side in case["sides"]] == ["nanogpt-jax", "PyTorch"] for case in result["cases"])
+    assert all(f"\n| {name}" in out and f"\n| {name}, to PyTorch" in out for name in DRAWN)
+    assert "8 texts at once give so many times the tokens per second of one" in out
+    assert plot.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("task", ["train", "sample"])
+def test_ratios_and_rates_follow_from_the_rounds(task, measured):
+    [result] = measured[task][1]["results"]
+    tokens = {"training": 2 * 16, **DRAWN}
+    for case in result["cases"]:
         ours, *others = case["sides"]
         assert ours["ratios"] is None
         for theirs in others:
