@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ _LEAST_UPDATES = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What one update costs: seconds (median), and bytes as the compiled program has them."""
+    """What one update costs: seconds (at best), and bytes as the compiled program has them."""
 
     size: int  # of the axis that varies
     tokens: int  # in an update
@@ -106,12 +105,12 @@ def _cost(settings: Settings, size: int, platform: str) -> Cost:
         seconds.append(time.perf_counter() - start)
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes
-    return Cost(size, math.prod(shape), statistics.median(seconds[1:]), temporary, temporary + kept)
+    return Cost(size, math.prod(shape), min(seconds[1:]), temporary, temporary + kept)
 
 
 def growth_tables(growths: Sequence[Growth]) -> str:
     """A table for each axis, its laws in a line below it."""
-    head = ("time per update", "time per token", "temporary memory", "all memory of an update")
+    head = ("time per update, least", "time per token", "temporary memory", "all memory of an update")
     parts = []
     for growth in growths:
         rows = [
