@@ -104,12 +104,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Start:
-    """Our first update, in seconds since the start of the process, and of those in tracing and compiling."""
+    """Fresh processes of ours that end with their first update: with an empty compilation cache, and a filled one.
+
+    Seconds since the start of the process, of those in tracing and compiling, and the most bytes in memory.
+    """
 
     cold: float
     cold_compile: float
+    cold_peak_memory: int
     warm: float
     warm_compile: float
+    warm_peak_memory: int
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,11 @@ class Result:
 def measure_training(plan: Plan) -> Result:
     """Updates of all sides in alternating rounds, then the limit; before that, how long a fresh process takes."""
     work = {"task": "train", "settings": vars(plan.settings), "timed_compilation": False}
-    start = _start(work)
     with contextlib.ExitStack() as stack:
-        ours = _started(stack, OURS, {"program": OURS, **work})
+        cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="nanogpt_jax-bench-"))
+        environment = {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": None}
+        start = _start(work, environment)
+        ours = _started(stack, OURS, {"program": OURS, **work}, environment)
         theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
         tokens = plan.settings.tokens_per_iter
         sides = [ours, *theirs]
@@ -184,21 +191,23 @@ def measure_sampling(plan: Plan) -> Result:
         return Result("sample", ours.facts, cases, None, unavailable, _threads(theirs))
 
 
-def _start(work: Mapping[str, Any]) -> Start:
-    """Time to the first update with an empty compilation cache, and again with what that left in it."""
-    with tempfile.TemporaryDirectory(prefix="nanogpt_jax-bench-") as cache:
-        environment = {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": None}
-        found = []
-        for state in ("an empty", "a filled"):
-            note(f"{OURS}: a fresh process with {state} compilation cache")
-            with Worker(OURS, {"program": OURS, **work, "timed_compilation": True}, environment) as worker:
-                found += [worker.first_seconds, worker.facts["compile_seconds"]]
-        return Start(*found)
+def _start(work: Mapping[str, Any], environment: Mapping[str, str | None]) -> Start:
+    """The first update with the empty compilation cache of `environment`, and again with what that left in it."""
+    found = []
+    for state in ("an empty", "a filled"):
+        note(f"{OURS}: a fresh process with {state} compilation cache")
+        with Worker(OURS, {"program": OURS, **work, "timed_compilation": True}, environment) as worker:
+            found += [worker.first_seconds, worker.facts["compile_seconds"]]
+            worker.measure("step", 1)
+            found.append(worker.peak_memory)
+    return Start(*found)
 
 
-def _started(stack: contextlib.ExitStack, name: str, spec: Mapping[str, Any]) -> Worker:
+def _started(
+    stack: contextlib.ExitStack, name: str, spec: Mapping[str, Any], environment: Mapping[str, str | None] | None = None
+) -> Worker:
     note(f"{name}: starting")
-    return stack.enter_context(Worker(name, spec, _PREALLOCATION_OFF))
+    return stack.enter_context(Worker(name, spec, {**_PREALLOCATION_OFF, **(environment or {})}))
 
 
 def _their_sides(

@@ -21,6 +21,7 @@ def training_tables(result: Result) -> str:
         ("ours is so many times as fast, median", *(_ratio(side) for side in sides)),
         (f"share of {in_rate(case.limit)}", *(f"{side.share_of_limit:.0%}" for side in sides)),
         ("peak memory of the process", *(in_memory(side.peak_memory) for side in sides)),
+        ("the same, compilation cache empty", in_memory(start.cold_peak_memory), *("" for _ in sides[1:])),
         ("process start to first update", in_time(start.warm), *(in_time(side.first_seconds) for side in sides[1:])),
         ("the same, compilation cache empty", in_time(start.cold), *("" for _ in sides[1:])),
         ("of that, tracing and compiling", in_time(start.cold_compile), *("" for _ in sides[1:])),

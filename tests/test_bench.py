@@ -70,7 +70,8 @@ def test_all_rows_of_training_are_there(measured):
     rows = ["---" if set(row) == {"-"} else row for row in rows]
     assert [row for row in rows if not row.startswith("share of")] == [
         "training", "---", "time per update, median", "least .. most of the rounds", "tokens per second",
-        "ours is so many times as fast, median", "peak memory of the process", "process start to first update",
+        "ours is so many times as fast, median", "peak memory of the process",
+        "the same, compilation cache empty", "process start to first update",
         "the same, compilation cache empty", "of that, tracing and compiling",
         "how many times as fast, round by round", "---", "training, to PyTorch, eager",
         "training, to PyTorch, compiled",
@@ -251,7 +252,7 @@ def test_a_machine_that_cannot_compile_is_no_failure(monkeypatch, tmp_path):
     with pytest.raises(Unavailable, match=r"^torch\.compile does not work here \(no C\+\+ compiler\)$"):
         bench_torch.Training({**spec_of("torch", tmp_path), "compile": True}).run("step", 1)
     case = Case("training", [SideResult("nanogpt-jax", [1.0], 32.0, 0.5, None, 1, 1.0)], Limit(1e9, "B/s", "it"), 1.0)
-    result = Result("train", {}, [case], Start(1.0, 1.0, 1.0, 1.0), {"PyTorch, compiled": "it cannot"}, None)
+    result = Result("train", {}, [case], Start(1.0, 1.0, 1, 1.0, 1.0, 1), {"PyTorch, compiled": "it cannot"}, None)
     assert "\nPyTorch, compiled was not measured: it cannot." in training_tables(result)
 
 
