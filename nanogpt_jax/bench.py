@@ -24,6 +24,7 @@ from nanogpt_jax.bench_report import sampling_tables, training_tables, write_plo
 from nanogpt_jax.bench_rounds import WorkerDied, ended_by_signals
 from nanogpt_jax.compare import open_data
 from nanogpt_jax.config import PRESETS, Settings, require_at_least, require_at_most, require_choice
+from nanogpt_jax.decoding_weights import QUANTIZE
 from nanogpt_jax.errors import UserError
 
 FAILED = 1  # exit status
@@ -33,7 +34,7 @@ DEFAULT_PRESET = "shakespeare_char_cpu"
 DEFAULT_ROUNDS, DEFAULT_SECONDS = 11, 0.7
 _LONGEST_TEXT = 256
 _PURPOSE = "the benchmark"
-_OWN = ("against", "reference", "rounds", "seconds", "max_new_tokens", "json", "plot", "preset")
+_OWN = ("against", "reference", "rounds", "seconds", "max_new_tokens", "quantize", "json", "plot", "preset")
 
 _DESCRIPTION = f"""\
 Measure training and sampling beside PyTorch and beside the machine's limit, in alternating rounds.
@@ -58,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument("--rounds", type=int, metavar="INT", help=f"turns of each side ({DEFAULT_ROUNDS})")
     group.add_argument("--seconds", type=float, metavar="FLOAT", help=f"that a turn lasts ({DEFAULT_SECONDS})")
     group.add_argument("--max_new_tokens", type=int, metavar="INT", help="of a text (fills the block, at most 256)")
+    group.add_argument("--quantize", metavar=f"{{{','.join(QUANTIZE)}}}", help="our weights in sampling ('none')")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and what made them here")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rounds, or the growth")
     task, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
@@ -137,6 +139,8 @@ def plan_of(
     """
     against = "torch" if own["against"] is None else own["against"]
     require_choice("against", against, AGAINST)
+    quantize = "none" if own["quantize"] is None else own["quantize"]
+    require_choice("quantize", quantize, QUANTIZE)
     rounds = DEFAULT_ROUNDS if own["rounds"] is None else own["rounds"]
     require_at_least("rounds", rounds, 1)
     seconds = DEFAULT_SECONDS if own["seconds"] is None else own["seconds"]
@@ -181,6 +185,7 @@ def plan_of(
         rounds=rounds,
         seconds=seconds,
         max_new_tokens=tokens,
+        quantize=quantize,
     )
     return plan, data.source, f"{', '.join(changes)} to agree with Hugging Face's GPT-2" if changes else ""
 

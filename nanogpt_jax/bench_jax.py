@@ -22,9 +22,10 @@ from nanogpt_jax.bench_limits import (
 from nanogpt_jax.compare import open_data
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import random_batch
+from nanogpt_jax.decoding_weights import decoding_weights
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.sampling import SamplingConfig, generate
+from nanogpt_jax.sampling import SamplingConfig, continuations
 from nanogpt_jax.telemetry import flops_per_token
 from nanogpt_jax.training import Batch, TrainState, init_params, init_state, make_train_step, purpose_key
 
@@ -85,17 +86,18 @@ class Sampling:
         self._cases = spec["cases"]
         self.first = next(iter(self._cases))
         self._model = build_model(settings, vocab_size, platform)
-        self._params = init_params(self._model, settings.seed)
+        params = init_params(self._model, settings.seed)
+        self._weights = decoding_weights(self._model, params, spec["quantize"])
         self._config = SamplingConfig(spec["temperature"], spec["top_k"])
         self._key = purpose_key(settings.seed, "sample")
         self._prompts = np.random.default_rng(settings.seed).integers(vocab_size, size=settings.block_size)
         self._limits = Limits(np.dtype(self._model.dtype).name)
         self._facts = device_facts(np.dtype(self._model.dtype).name) | {
-            "weight_bytes": weight_bytes(self._params),
+            "weight_bytes": weight_bytes(self._weights),
             "cache_bytes_per_position": cache_bytes_per_position(
                 jax.eval_shape(lambda: self._model.init_cache(1)), 1, settings.block_size
             ),
-            "reading_flops": reading_flops(settings, self._params),
+            "reading_flops": reading_flops(settings, params),
         }
 
     def run(self, case: str, times: int) -> None:
@@ -104,14 +106,8 @@ class Sampling:
             return self._limits.run(case, times)
         prompt, tokens, batch = self._cases[case]
         for _ in range(times):
-            texts = generate(
-                self._model,
-                self._params,
-                self._prompts[:prompt],
-                self._key,
-                max_new_tokens=tokens,
-                num_samples=batch,
-                config=self._config,
+            texts = continuations(
+                self._model, self._config, self._weights, self._prompts[:prompt], self._key, tokens, batch
             )
             np.asarray(texts)
 

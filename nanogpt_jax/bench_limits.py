@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from nanogpt_jax.config import Settings
+from nanogpt_jax.decoding_weights import ROWS
+from nanogpt_jax.sampling import Weights
 from nanogpt_jax.training import Params
 
 CASES = ("matmul", "memory")
@@ -55,13 +57,13 @@ def reading_flops(settings: Settings, params: Params) -> float:
     return T * (2 * in_blocks + 4 * L * C * T) + 2 * head
 
 
-def weight_bytes(params: Params) -> int:
-    """Bytes of parameters that a step of decoding must read: all but tables of which it takes a single row."""
-    everything = sum(p.nbytes for p in jax.tree.leaves(params))
-    looked_up = params["wpe"]["embedding"].nbytes if "wpe" in params else 0
-    if "lm_head" in params:  # else the token table is the head as well, and read whole
-        looked_up += params["wte"]["embedding"].nbytes
-    return everything - looked_up
+def weight_bytes(weights: Weights) -> int:
+    """Bytes of weights that a step of decoding must read: all but tables of which it takes a single row."""
+    tables, rows = weights["params"], weights[ROWS]
+    looked_up = tables["wpe"]["embedding"].nbytes
+    if rows.keys() & {"head", "lm_head"}:  # else the token table is the head as well, and read whole
+        looked_up += tables["wte"]["embedding"].nbytes
+    return sum(part.nbytes for part in jax.tree.leaves(weights)) - looked_up
 
 
 def bytes_per_token(weights: int, cache_per_position: float, prompt: int, tokens: int, batch: int) -> float:

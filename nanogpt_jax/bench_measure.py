@@ -14,6 +14,7 @@ from nanogpt_jax.bench_limits import MATMUL_FLOPS, MEMORY_BYTES, bytes_per_token
 from nanogpt_jax.bench_rounds import Worker, alternate, least_seconds, ratios
 from nanogpt_jax.bench_worker import Unavailable
 from nanogpt_jax.config import Settings
+from nanogpt_jax.decoding_weights import Quantize
 
 OURS = "nanogpt-jax"
 TEMPERATURE, TOP_K = 0.8, 200
@@ -38,6 +39,7 @@ class Plan:
         rounds: how often every side has its turn.
         seconds: that a turn lasts, unless a single update or text takes longer.
         max_new_tokens: in a text within the block.
+        quantize: our weights in sampling, none or int8.
     """
 
     settings: Settings
@@ -49,6 +51,7 @@ class Plan:
     rounds: int
     seconds: float
     max_new_tokens: int
+    quantize: Quantize
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def measure_sampling(plan: Plan) -> Result:
         "cases": shapes,
         "temperature": TEMPERATURE,
         "top_k": TOP_K,
+        "quantize": plan.quantize,
     }
     with contextlib.ExitStack() as stack:
         ours = _started(stack, OURS, {"program": OURS, **work})

@@ -84,6 +84,19 @@ def generate(
     The prompt must hold at least one token; the model reads its last `block_size`. Raises `UserError` otherwise.
     """
     weights = decoding_weights(model, params, quantize)
+    return continuations(model, config, weights, prompt, key, max_new_tokens, num_samples)
+
+
+def continuations(
+    model: nn.Module,
+    config: SamplingConfig,
+    weights: Weights,
+    prompt: Int[Array, " P"],
+    key: PRNGKeyArray,
+    max_new_tokens: int,
+    num_samples: int,
+) -> Int[Array, "S N"]:
+    """As `generate`, from weights that are laid out for decoding: what many texts from one model share."""
     generation = begin(model, prompt, jnp.arange(num_samples), max_new_tokens)
     start = int(generation.length)
     if config.cached:

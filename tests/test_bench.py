@@ -20,6 +20,7 @@ from nanogpt_jax.bench_report import training_tables
 from nanogpt_jax.bench_rounds import Worker, WorkerDied
 from nanogpt_jax.bench_worker import Unavailable
 from nanogpt_jax.config import GPTConfig, preset
+from nanogpt_jax.decoding_weights import decoding_weights
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.model import GPT
 from nanogpt_jax.telemetry import flops_per_token
@@ -191,14 +192,14 @@ def test_without_the_extra_one_line_says_what_to_install(against, package, monke
 
 def test_without_an_other_side_nothing_of_pytorch_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    own = dict.fromkeys(("reference", "rounds", "seconds", "max_new_tokens"))
+    own = dict.fromkeys(("reference", "rounds", "seconds", "max_new_tokens", "quantize"))
     plan, source, changed = bench.plan_of(None, dict(data_dir="none"), {**own, "against": "none"})
     assert (plan.model_args, plan.tokens, plan.vocab_size, changed) == ({}, None, 65, "")
     assert source.startswith("random tokens")
 
 
 def test_hugging_face_is_met_with_the_model_it_has():
-    own = dict.fromkeys(("reference", "rounds", "seconds", "max_new_tokens"))
+    own = dict.fromkeys(("reference", "rounds", "seconds", "max_new_tokens", "quantize"))
     plan, _, changed = bench.plan_of(None, dict(TINY, data_dir="none"), {**own, "against": "hf"})
     assert (plan.settings.bias, plan.settings.activation) == (True, "gelu_new")
     assert changed == "bias=True, activation=gelu_new to agree with Hugging Face's GPT-2"
@@ -278,7 +279,10 @@ def test_operations_and_bytes_are_those_of_the_closed_form(tied):
     assert flops_per_token(settings, params) == 6 * (matrices + vectors + tables) + 12 * L * C * T
     in_blocks = matrices + 2 * L * C
     assert bench_limits.reading_flops(settings, params) == T * (2 * in_blocks + 4 * L * C * T) + 2 * V * C
-    assert bench_limits.weight_bytes(params) == 4 * (matrices + vectors + V * C)
+    assert bench_limits.weight_bytes(decoding_weights(model, params)) == 4 * (matrices + vectors + V * C)
+    outputs = L * 9 * C + V  # each has a scale of its own: c_attn 3C, two c_proj C each, c_fc 4C, the head
+    small = bench_limits.weight_bytes(decoding_weights(model, params, "int8"))
+    assert small == matrices + V * C + 4 * (outputs + vectors)
     cache = jax.eval_shape(lambda: model.init_cache(3))
     per_position = bench_limits.cache_bytes_per_position(cache, 3, T)
     assert per_position == 4 * 2 * L * C
