@@ -71,7 +71,10 @@ def _product(x: Array, weight: Array, dtype: Any) -> Array:
     def summed_last(a: Array, b: Array) -> Array:
         return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
 
-    return summed_last(weight, x).T if len(x) <= _FEW else summed_last(x, weight)
+    if len(x) > _FEW:
+        return summed_last(x, weight)
+    # The barrier keeps XLA from turning this back into the slower order.
+    return jax.lax.optimization_barrier(summed_last(weight, x)).T
 
 
 def _to_int8(x: Float[Array, "N K"]) -> tuple[Int8[Array, "N K"], Float[Array, " N"]]:
