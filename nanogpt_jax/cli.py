@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import itertools
+import os
 import sys
 import tomllib
 import types
@@ -39,13 +40,26 @@ def run(command: Callable[[Sequence[str]], int]) -> int:
     try:
         return command(sys.argv[1:])
     except (UserError, RunFailed) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)  # a file's name may hold a line end
-        return WRONG_USE if isinstance(error, UserError) else FAILED
+        return _told(error, WRONG_USE if isinstance(error, UserError) else FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has had enough
         sys.stderr.close()
         return OK
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        return _told(RunFailed(f"the output could not be written ({error.strerror}); make room for it"), FAILED)
+
+
+def _told(error: Exception, status: int) -> int:
+    """`status`, with the error as one line on stderr."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)  # a file's name may hold a line end
+    try:
+        sys.stdout.flush()
+    except OSError:  # it is full; Python would try again at the end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 class Parser(argparse.ArgumentParser):

@@ -58,16 +58,17 @@ def only_run_in(out_dir: Path) -> Iterator[None]:
     Raises `UserError` if another run is at work there.
     """
     lock = FileLock(out_dir / _LOCK, timeout=0)
-    try:
-        with unwritable(out_dir):
+    with unwritable(out_dir):
+        try:
             lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"another run is writing into out_dir={out_dir}; wait for it, stop it, or name another folder"
-        ) from None
-    with contextlib.closing(contextlib.ExitStack()) as stack:
-        stack.callback(lock.release)
+        except Timeout:  # which is an OSError too
+            raise UserError(
+                f"another run is writing into out_dir={out_dir}; wait for it, stop it, or name another folder"
+            ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
