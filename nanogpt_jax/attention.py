@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.ops import MASKED, softmax_attention
+from nanogpt_jax.softmax_attention import MASKED, softmax_attention
 
 
 def choose_kernel(requested: str, platform: str, head_size: int, dtype: jnp.dtype, dropout: float) -> str:
