@@ -160,7 +160,10 @@ class CheckpointWriter:
         self._large, self._is_open = large, True
         self._saving = self._latest = None if since is None else since.run.step
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._kept, cleanup_tmp_directories=True, save_root_metadata=False
+            preservation_policy=self._kept,
+            cleanup_tmp_directories=True,
+            save_root_metadata=False,
+            lightweight_initialize=True,  # else it reads the notes it makes of each checkpoint, which may be damaged
         )
         handlers = {  # in the order in which they are finished: the sums are of all files
             "params": ocp.StandardCheckpointHandler(),
