@@ -172,11 +172,6 @@ class CheckpointWriter:
         }
         self._manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
-    @property
-    def latest(self) -> int | None:
-        """Step of the checkpoint saved last."""
-        return self._latest
-
     def save(self, state: TrainState, run: RunDocument) -> None:
         """Save the state after `run.step` updates; a step that has been saved is not saved again.
 

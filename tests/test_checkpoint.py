@@ -51,8 +51,8 @@ def assert_is_whole(checkpoint, step):
     jax.tree.map(np.testing.assert_array_equal, checkpoint.state(like), bigram_state(seed=step))
 
 
-# Arrays of a byte and more are large: then Orbax's own files hold them, as they do for a large model.
-LARGE = {"small arrays": {}, "large arrays": {"large": 1}, "both": {"large": 100}}
+# Arrays of 100 bytes and more are large: then Orbax's own files hold them, as they do for a large model.
+LARGE = {"small arrays": {}, "small and large arrays": {"large": 100}}
 
 
 @pytest.fixture(scope="module", params=LARGE.values(), ids=LARGE)

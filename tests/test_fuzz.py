@@ -242,7 +242,7 @@ def settings_alone():
         yield
 
 
-@fuzz(700)
+@fuzz(800)
 @given(
     flags=st.lists(st.tuples(settings_names, texts), max_size=4),
     first=st.sampled_from(["", *PRESETS, "gpt5", "x.toml"]) | st.text(max_size=5),
@@ -253,7 +253,7 @@ def test_flags(flags, first):
         assert end_of(cli.train, *argv) in (0, 2)
 
 
-@fuzz(500)
+@fuzz(600)
 @given(
     lines=st.lists(st.tuples(settings_names, odder), max_size=5),
     how=st.none() | bytes_changes,
@@ -268,7 +268,7 @@ def test_settings_files(lines, how, laid_out):
         assert end_of(cli.train, path) in (0, 2)
 
 
-@fuzz(150)
+@fuzz(120)
 @given(name=st.sampled_from(["train.bin", "val.bin", "meta.json"]), how=bytes_changes)
 def test_token_files(name, how, laid_out):
     with laid_out("data") as folder:
@@ -276,7 +276,7 @@ def test_token_files(name, how, laid_out):
         assert_trains_or_refuses(folder)
 
 
-@fuzz(200)
+@fuzz(120)
 @given(changes=json_changes)
 def test_tokenizer_json(changes, laid_out):
     with laid_out("data") as folder:
@@ -288,7 +288,7 @@ def files_in(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
 
 
-@fuzz(130)
+@fuzz(100)
 @given(
     which=st.lists(st.tuples(st.integers(0, 10**6), bytes_changes), min_size=1, max_size=4),
     resumes=st.booleans(),
@@ -307,7 +307,7 @@ def test_a_runs_folder(which, resumes, laid_out):
                 end_of(cli.sample, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
 
 
-@fuzz(100)
+@fuzz(80)
 @given(changes=json_changes, resumes=st.booleans())
 def test_a_runs_document(changes, resumes, laid_out):
     """Its sums made right again, as another program, or a hostile one, would."""
@@ -326,7 +326,7 @@ def test_a_runs_document(changes, resumes, laid_out):
                 end_of(cli.sample, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
 
 
-@fuzz(100)
+@fuzz(80)
 @given(how=bytes_changes, samples=st.booleans())
 def test_a_ckpt_pt(how, samples, laid_out):
     with laid_out("data", "ckpt.pt") as folder:
@@ -339,7 +339,7 @@ def test_a_ckpt_pt(how, samples, laid_out):
             assert_trains_or_refuses(folder, weights)
 
 
-@fuzz(60)
+@fuzz(50)
 @given(
     part=st.sampled_from(["model_args", "config", "iter_num", "best_val_loss", "optimizer", "model"]),
     value=odder,
@@ -361,7 +361,7 @@ def test_a_ckpt_pt_that_says_something_else(part, value, key, laid_out):
             )
 
 
-@fuzz(90)
+@fuzz(70)
 @given(name=st.sampled_from(["config.json", "model.safetensors"]), how=bytes_changes)
 def test_a_hugging_face_folder(name, how, laid_out):
     with laid_out("data", "hf") as folder:
@@ -369,7 +369,7 @@ def test_a_hugging_face_folder(name, how, laid_out):
         assert_trains_or_refuses(folder, f"--init_from={folder / 'hf'}")
 
 
-@fuzz(60)
+@fuzz(50)
 @given(changes=json_changes)
 def test_a_hugging_face_config(changes, laid_out):
     with laid_out("data", "hf") as folder:
@@ -384,7 +384,7 @@ prompts = st.one_of(
 )
 
 
-@fuzz(100)
+@fuzz(80)
 @given(
     start=prompts,
     flags=st.lists(
@@ -399,7 +399,7 @@ def test_prompts(start, flags, pristine):
         end_of(cli.sample, *argv, "--accelerator=cpu", *(f"--{name}={value}" for name, value in small))
 
 
-@fuzz(60)
+@fuzz(50)
 @given(data=st.binary(max_size=30) | st.text("to be", max_size=30).map(str.encode))
 def test_prompt_files(data, laid_out, pristine):
     with laid_out() as folder:

@@ -13,15 +13,17 @@ from nanogpt_jax import trainer
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.config import preset
 
-ROUNDS, EVERY, FIRST, LAST = 6, 100, 100, 500
+ROUNDS, EVERY, FIRST, LAST = 5, 100, 100, 500
 
 
 def main() -> None:
     use_accelerator("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        pairs = [[seconds(Path(folder), every) for every in (None, EVERY)] for _ in range(ROUNDS)]
-    for without, with_saves in pairs:
-        print(f"{LAST - FIRST} iterations: {without:.3f} s; with a save every {EVERY}: {with_saves:.3f} s")
+        pairs = []
+        for _ in range(ROUNDS):
+            without, with_saves = (seconds(Path(folder), every) for every in (None, EVERY))
+            print(f"{LAST - FIRST} iterations: {without:.3f} s; saving: {with_saves:.3f} s", flush=True)
+            pairs.append((without, with_saves))
     without, with_saves = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(f"medians: {without:.3f} s and {with_saves:.3f} s, {with_saves / without - 1:+.2%}")
 
