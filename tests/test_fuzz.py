@@ -284,6 +284,17 @@ def test_tokenizer_json(changes, laid_out):
         assert_trains_or_refuses(folder)
 
 
+def resume_or_sample(folder, resumes, flag):
+    """Go on with a run, which may write into its folder, or sample from it, which may not."""
+    flags = (f"--out_dir={folder / 'run'}", "--accelerator=cpu")
+    if resumes:
+        with only_changes(folder, folder / "run"):
+            end_of(cli.train, "--init_from=resume", *flags, f"--data_dir={folder / 'data'}", flag)
+    else:
+        with only_changes(folder):
+            end_of(cli.sample, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
+
+
 def files_in(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
 
@@ -298,13 +309,7 @@ def test_a_runs_folder(which, resumes, laid_out):
         for number, how in which:
             files = files_in(folder / "run")
             change(files[number % len(files)], how)
-        flags = (f"--out_dir={folder / 'run'}", "--accelerator=cpu")
-        if resumes:
-            with only_changes(folder, folder / "run"):
-                end_of(cli.train, "--init_from=resume", *flags, f"--data_dir={folder / 'data'}", "--max_iters=4")
-        else:
-            with only_changes(folder):
-                end_of(cli.sample, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
+        resume_or_sample(folder, resumes, "--max_iters=4")
 
 
 @fuzz(80)
@@ -317,13 +322,7 @@ def test_a_runs_document(changes, resumes, laid_out):
             sums = json.loads((files / "sums.json").read_text())
             sums["run.json"] = f"{zlib.crc32((files / 'run.json').read_bytes()):08x}"
             (files / "sums.json").write_text(json.dumps(sums))
-        flags = (f"--out_dir={folder / 'run'}", "--accelerator=cpu")
-        if resumes:
-            with only_changes(folder, folder / "run"):
-                end_of(cli.train, "--init_from=resume", *flags, f"--data_dir={folder / 'data'}", "--eval_only")
-        else:
-            with only_changes(folder):
-                end_of(cli.sample, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
+        resume_or_sample(folder, resumes, "--eval_only")
 
 
 @fuzz(80)
