@@ -61,24 +61,21 @@ def causal_attention(
 
 
 def cached_attention(
-    q: Float[Array, "B H T D"],
-    k: Float[Array, "B H S D"],
-    v: Float[Array, "B H S D"],
+    q: Float[Array, "N T D"],
+    k: Float[Array, "N S D"],
+    v: Float[Array, "N S D"],
     position: Int[Array, ""],
-) -> Float[Array, "B H T D"]:
+) -> Float[Array, "N T D"]:
     """T new positions, the first of which is `position`, attend to a cache that already holds their own keys.
 
-    Entries of the cache past a query's own position are not seen, whatever they hold.
+    N is every head of every sequence. Entries of the cache past a query's own position are not seen, whatever they
+    hold.
     """
     T, S = q.shape[-2], k.shape[-2]
     visible = jnp.arange(S)[None, :] <= position + jnp.arange(T)[:, None]
-    return jnp.einsum("bhts,bhsd->bhtd", _weights(q, k, visible).astype(v.dtype), v)
-
-
-def _weights(q: Array, k: Array, visible: Array) -> Array:
-    """Attention weights in float32, (B, H, T, S); `visible` (T, S) says which key a query may see."""
-    scores = jnp.einsum("bhtd,bhsd->bhts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    return jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
+    scores = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
+    return jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v)
 
 
 def _cudnn_attention(q: Array, k: Array, v: Array) -> Array:

@@ -7,9 +7,6 @@ same batches; `parity.py` compares. The table goes to the terminal, all there is
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -17,29 +14,26 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from nanogpt_jax import cli, interop
+from nanogpt_jax import cli, interop, report
 from nanogpt_jax.accelerator import describe, use_accelerator
 from nanogpt_jax.config import PRESETS, Settings, require_at_least
 from nanogpt_jax.dataset import TokenFile, open_tokens, random_batch
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.parity import LOSSES, Comparison, Ours, Row, Side, compare
 from nanogpt_jax.prepare import load_meta
+from nanogpt_jax.report import batch_in_words, model_in_words
 from nanogpt_jax.training import Batch
 
 MISSED = 1  # exit status
 DEFAULT_PRESET = "shakespeare_char_cpu"
-PLOT_FORMATS = (".png", ".svg", ".pdf")
-_INSTALL = "pip install -e '.[torch]'"
+_PURPOSE = "the comparison"
 _SMALLEST_GAP = 1e-8  # drawn for none, which a logarithmic axis cannot show
-_EXTRAS = ("torch", "transformers", "matplotlib")
 
 _DESCRIPTION = f"""\
 Compare this project's numbers with PyTorch's: logits, loss, gradients, AdamW, schedule, greedy text, loss curves.
@@ -74,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
     settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
-    _require_writable(own["json"], own["plot"])
+    report.require_writable(own["json"], own["plot"], _PURPOSE)
 
     # Else idle threads of PyTorch spin where ours could run: this, read at its import, saves most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -86,8 +80,11 @@ def main(argv: Sequence[str]) -> int:
     ours = Ours(model, settings)
     size = sum(p.size for p in jax.tree.leaves(ours.parameters()))
     print(f"reference  {reference.name}")
-    print(f"model      {_shape(settings)}, {size:,} parameters, {settings.dtype}" + (f"; {changed}" if changed else ""))
-    print(f"batches    {_batch_shape(settings)} from {data.source}, seed {settings.seed}", flush=True)
+    print(
+        f"model      {model_in_words(settings)}, {size:,} parameters, {settings.dtype}"
+        + (f"; {changed}" if changed else "")
+    )
+    print(f"batches    {batch_in_words(settings)} from {data.source}, seed {settings.seed}", flush=True)
 
     def batch_of(step: int) -> Batch:
         shape = (settings.gradient_accumulation_steps, settings.batch_size)
@@ -96,11 +93,8 @@ def main(argv: Sequence[str]) -> int:
     comparison = compare(ours, reference, batch_of, steps, settings)
     print(f"\n{table(comparison.rows if own['all'] else folded(comparison.rows))}\n")
     for name, write in (("json", write_json), ("plot", write_plot)):
-        if own[name] is not None:
-            try:
-                write(own[name], comparison, settings, reference.name, data.source)
-            except OSError as error:
-                raise _unwritable(name, own[name], error) from error
+        told = (comparison, settings, reference.name, data.source)
+        report.write_where_asked(name, own[name], lambda path, write=write, told=told: write(path, *told))
     missed = sum(row.verdict == "MISSED" for row in comparison.rows)
     if not own["all"]:
         print("of each kind of tensor, the layer whose gradient differs most is shown; --all shows every tensor")
@@ -159,14 +153,9 @@ def folded(rows: Sequence[Row]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a table in Markdown, aligned for the terminal."""
+    """The rows as a table in Markdown."""
     head = ("quantity", "largest difference at", "absolute", "relative", "tolerance", "verdict")
-    lines = [head, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    lines.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    return report.markdown(head, [_cells(row) for row in rows])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -178,64 +167,32 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _reference_side(reference: str, config: Any, settings: Settings) -> Side:
-    torch_side = _extra("nanogpt_jax.compare_torch")
+    report.require_installed("torch", _PURPOSE)
+    from nanogpt_jax import compare_torch
+
     if reference == "hf":
-        _extra("transformers")
-        return torch_side.hugging_face(config, settings)
+        report.require_installed("transformers", _PURPOSE)
+        return compare_torch.hugging_face(config, settings)
     checkout = Path(reference)
     if not (checkout / "model.py").is_file():
         raise UserError(f"reference={reference} is neither hf nor a folder with nanoGPT's model.py; name one of them")
-    return torch_side.nanogpt(checkout, config, settings)
-
-
-def _extra(module: str) -> ModuleType:
-    """The module, which needs what the `torch` extra brings; `UserError` with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        raise UserError(f"the comparison needs {error.name}, which is not installed; {_INSTALL}") from None
-
-
-def _require_writable(json_file: Path | None, plot: Path | None) -> None:
-    """Refuse at once what would fail only when all is computed."""
-    if plot is not None:
-        if plot.suffix not in PLOT_FORMATS:
-            raise UserError(f"plot={plot} is of no known format; end its name in {', '.join(PLOT_FORMATS)}")
-        _extra("matplotlib")
-    for name, path in (("json", json_file), ("plot", plot)):
-        if path is not None:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise _unwritable(name, path, error) from error
-            if path.is_dir():
-                raise UserError(f"{name}={path} is a folder; name a file")
-
-
-def _unwritable(name: str, path: Path, error: OSError) -> UserError:
-    return UserError(f"{name}={path} cannot be written ({error.strerror or error}); name another file")
+    return compare_torch.nanogpt(checkout, config, settings)
 
 
 def write_json(path: Path, comparison: Comparison, settings: Settings, reference: str, source: str) -> None:
     """Everything about a comparison; differences that are not finite are null."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
-    versions = {name: version for name in packages if (version := _version(name)) is not None}
     document = {
         "command": sys.argv,
         "reference": reference,
         "batches": source,
         "settings": vars(settings),
         "device": {"platform": jax.default_backend(), "kind": describe(), "processor": platform.machine()},
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": report.versions(),
         "missed": comparison.missed,
         "rows": [row._asdict() | {"verdict": row.verdict} for row in comparison.rows],
         "losses": {"here": comparison.our_losses.tolist(), "reference": comparison.reference_losses.tolist()},
     }
-    with replace_when_whole(path, "w") as file:
-        json.dump(_finite(document), file, indent=2, allow_nan=False)
-        file.write("\n")
+    report.write_json(path, document)
 
 
 def write_plot(path: Path, comparison: Comparison, settings: Settings, reference: str, source: str) -> None:
@@ -248,49 +205,25 @@ def write_plot(path: Path, comparison: Comparison, settings: Settings, reference
     bound = next(row.tolerance for row in comparison.rows if row.quantity == LOSSES)
     figure = Figure(figsize=(8, 6), layout="constrained")
     curves, difference = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    # Orange and blue of Okabe and Ito (2008), told apart by width and dashes as well.
-    curves.plot(theirs, color="#E69F00", linewidth=5, alpha=0.7, label=program)
-    curves.plot(ours, color="#0072B2", linewidth=1.5, linestyle=(0, (4, 2)), label="nanogpt_jax")
+    # Told apart by width and dashes as well as by colour.
+    curves.plot(theirs, color=report.THEIRS, linewidth=5, alpha=0.7, label=program)
+    curves.plot(ours, color=report.OURS, linewidth=1.5, linestyle=(0, (4, 2)), label="nanogpt_jax")
     curves.set_ylabel("training loss (nats per token)")
-    curves.set_title(f"{_shape(settings)}\n{_batch_shape(settings)} from {source}, {settings.dtype}", fontsize=10)
+    curves.set_title(
+        f"{model_in_words(settings)}\n{batch_in_words(settings)} from {source}, {settings.dtype}", fontsize=10
+    )
     curves.legend()
-    difference.semilogy(np.maximum(gaps, _SMALLEST_GAP), ".", color="#0072B2", label="|difference|, none at the bottom")
-    difference.axhline(bound, color="#D55E00", linestyle="--", label=f"tolerance {bound:g}")
+    difference.semilogy(
+        np.maximum(gaps, _SMALLEST_GAP), ".", color=report.OURS, label="|difference|, none at the bottom"
+    )
+    difference.axhline(bound, color=report.ALARM, linestyle="--", label=f"tolerance {bound:g}")
     difference.set(xlabel="updates made", ylabel="difference (nats)", ylim=(_SMALLEST_GAP / 2, None))
     difference.xaxis.get_major_locator().set_params(integer=True)
     difference.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     for axes in (curves, difference):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    with replace_when_whole(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
-
-
-def _shape(settings: Settings) -> str:
-    heads = "1 head" if settings.n_head == 1 else f"{settings.n_head} heads"
-    layers = "1 layer" if settings.n_layer == 1 else f"{settings.n_layer} layers"
-    return f"{layers}, {heads}, {settings.n_embd} wide, block {settings.block_size}"
-
-
-def _batch_shape(settings: Settings) -> str:
-    steps = settings.gradient_accumulation_steps
-    return ("" if steps == 1 else f"{steps} x ") + f"{settings.batch_size} x {settings.block_size} tokens"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    report.write_figure(path, figure)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,9 @@ This module imports PyTorch, so it is imported late and by `compare.py` alone.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
-import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,8 +16,8 @@ from torch import Tensor, nn
 
 from nanogpt_jax import interop
 from nanogpt_jax.config import GPTConfig, Settings
-from nanogpt_jax.errors import UserError
 from nanogpt_jax.parity import micro_batches
+from nanogpt_jax.torch_training import adamw, learning_rate, nanogpt_model
 from nanogpt_jax.training import Batch, Params
 
 StateDict = Mapping[str, np.ndarray]
@@ -113,29 +107,6 @@ class TorchSide:
         return self.module.named_parameters(remove_duplicate=False)
 
 
-def learning_rate(settings: Settings, iteration: int) -> float:
-    """nanoGPT's rate at an update, in Python's own float64: linear warm-up, cosine, floor; or a constant."""
-    warmup, decay = settings.warmup_iters, settings.lr_decay_iters
-    if not settings.decay_lr:
-        return settings.learning_rate
-    if iteration < warmup:
-        return settings.learning_rate * (iteration + 1) / (warmup + 1)
-    if iteration >= decay:
-        return settings.min_lr
-    share = (1 + math.cos(math.pi * (iteration - warmup) / (decay - warmup))) / 2
-    return settings.min_lr + share * (settings.learning_rate - settings.min_lr)
-
-
-def adamw(module: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """PyTorch's AdamW in nanoGPT's two groups: matrices decay, vectors do not."""
-    parameters = list(module.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2))
-
-
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in float32, in nats per token."""
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
@@ -165,20 +136,10 @@ def hugging_face(config: GPTConfig, settings: Settings) -> TorchSide:
 def nanogpt(checkout: Path, config: GPTConfig, settings: Settings) -> TorchSide:
     """The `GPT` and the `configure_optimizers` of the `model.py` in a nanoGPT checkout, as they stand.
 
-    That file is run. Raises `UserError` if it cannot be, or has something else in it.
+    As `torch_training.nanogpt_model`.
     """
-    path = checkout / "model.py"
-    betas = (settings.beta1, settings.beta2)
-    try:
-        theirs = _imported(path)
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports its size and its groups
-            module = theirs.GPT(theirs.GPTConfig(**interop.nanogpt_model_args_of(config)))
-            optimizer = module.configure_optimizers(settings.weight_decay, settings.learning_rate, betas, "cpu")
-    except UserError:
-        raise
-    except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} does not give nanoGPT's model ({why}); name a folder that holds a checkout") from error
+    model_args = interop.nanogpt_model_args_of(config)
+    module, optimizer = nanogpt_model(checkout, model_args, settings, "cpu")
     return TorchSide(
         f"nanoGPT in {checkout} (torch {torch.__version__})",
         module,
@@ -188,13 +149,3 @@ def nanogpt(checkout: Path, config: GPTConfig, settings: Settings) -> TorchSide:
         lambda state_dict: interop.params_of(state_dict, config, "nanogpt"),
         settings,
     )
-
-
-def _imported(path: Path) -> ModuleType:
-    """The Python file as a module of a name of our own, which it keeps: dataclasses look their module up by it."""
-    name = "_nanogpt_model"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from nanogpt_jax import ops
 from nanogpt_jax.attention import cached_attention, causal_attention
 from nanogpt_jax.config import GPTConfig
+from nanogpt_jax.decoding_weights import ROWS, Rows, times
 from nanogpt_jax.fused_loss import fused_cross_entropy
 
 LAYER_NORM_EPSILON = 1e-5
@@ -37,10 +38,10 @@ _ACTIVATIONS = {
 
 
 class KeyValues(NamedTuple):
-    """What one layer remembers of the positions it has read: its keys and its values."""
+    """What one layer remembers of the positions it has read: the keys and values of each sequence's each head."""
 
-    k: Float[Array, "B H S D"]
-    v: Float[Array, "B H S D"]
+    k: Float[Array, "B*H S D"]
+    v: Float[Array, "B*H S D"]
 
 
 Cache = tuple[KeyValues, ...]
@@ -57,8 +58,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N K"]) -> Float[Array, "N M"]:
-        kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
-        y = ops.linear(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.has_variable(ROWS, "kernel"):
+            y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
+        else:
+            kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
+            y = ops.linear(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y
@@ -95,7 +99,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
         else:
             cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
-            y = cached_attention(q, *cache, position)
+            y = cached_attention(_of_each_head(q), *cache, position).reshape(q.shape)
         y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(ops.merge_heads(y))
         return nn.Dropout(cfg.dropout, deterministic=not train)(y), cache
 
@@ -198,16 +202,17 @@ class GPT(nn.Module):
     def init_cache(self, batch: int) -> Cache:
         """An empty cache for `batch` sequences of up to `block_size` tokens."""
         cfg = self.config
-        shape = (batch, cfg.n_head, cfg.block_size, cfg.head_size)
+        shape = (batch * cfg.n_head, cfg.block_size, cfg.head_size)
         # Arrays of their own, each: the generation loop takes over their memory.
         return tuple(KeyValues(*(jnp.zeros(shape, self.dtype) for _ in "kv")) for _ in range(cfg.n_layer))
 
     def head(self, x: Float[Array, "*N C"]) -> Float[Array, "*N V"]:
         """Logits in float32 from what the last layer norm gave."""
         flat = x.reshape(-1, x.shape[-1])
-        if self.config.tie_word_embeddings:
-            table = self.wte.embedding.astype(self.dtype)
-            logits = jnp.einsum("nc,vc->nv", flat.astype(self.dtype), table, preferred_element_type=jnp.float32)
+        if self.has_variable(ROWS, "head"):
+            logits = times(flat, self.get_variable(ROWS, "head"))
+        elif self.config.tie_word_embeddings:
+            logits = times(flat, Rows(self.wte.embedding.astype(self.dtype)))
         else:
             logits = self.lm_head(flat).astype(jnp.float32)
         return logits.reshape(*x.shape[:-1], -1)
@@ -278,5 +283,11 @@ def _residual_std(config: GPTConfig) -> float:
     return INIT_STD / math.sqrt(2 * config.n_layer)
 
 
-def _write(old: Float[Array, "B H S D"], new: Float[Array, "B H T D"], position: Array | int) -> Array:
-    return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, position, 0))
+def _write(old: Float[Array, "B*H S D"], new: Float[Array, "B H T D"], position: Array | int) -> Array:
+    # With heads and sequences on one axis, as products over them want it, XLA updates the cache in its place; with an
+    # axis for each, it copies the whole cache for every token.
+    return jax.lax.dynamic_update_slice_in_dim(old, _of_each_head(new).astype(old.dtype), position, axis=1)
+
+
+def _of_each_head(x: Float[Array, "B H T D"]) -> Float[Array, "B*H T D"]:
+    return x.reshape(-1, *x.shape[2:])

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from nanogpt_jax.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.model import Cache
 from nanogpt_jax.training import Params
+
+Weights = dict[str, Any]
+"""What `decoding_weights` makes of a model's parameters."""
 
 _SHORTEST_BUFFER = 16
 
@@ -73,16 +77,18 @@ def generate(
     max_new_tokens: int,
     num_samples: int = 1,
     config: SamplingConfig = SamplingConfig(),
+    quantize: Quantize = "none",
 ) -> Int[Array, "S N"]:
     """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`.
 
     The prompt must hold at least one token; the model reads its last `block_size`. Raises `UserError` otherwise.
     """
+    weights = decoding_weights(model, params, quantize)
     generation = begin(model, prompt, jnp.arange(num_samples), max_new_tokens)
     start = int(generation.length)
     if config.cached:
-        generation = prefill(model, params, generation)
-    done = extend(model, config, params, generation, key, start + max_new_tokens)
+        generation = prefill(model, weights, generation)
+    done = extend(model, config, weights, generation, key, start + max_new_tokens)
     return done.tokens[:, start : start + max_new_tokens]
 
 
@@ -106,14 +112,14 @@ def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_to
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="generation")
-def prefill(model: nn.Module, params: Params, generation: Generation) -> Generation:
+def prefill(model: nn.Module, weights: Weights, generation: Generation) -> Generation:
     """Read the whole prompt in one pass, so that the cache holds its keys and values.
 
     What the buffer holds past the prompt is read too, and does no harm: the cache's entry of a position is written
     anew when the token of that position has been drawn and is read, before anything may look at it.
     """
     window = generation.tokens[:, : model.config.block_size]
-    _, cache = model.apply({"params": params}, window, generation.cache, 0, method="decode")
+    _, cache = model.apply(weights, window, generation.cache, 0, method="decode")
     return generation._replace(cache=cache)
 
 
@@ -121,7 +127,7 @@ def prefill(model: nn.Module, params: Params, generation: Generation) -> Generat
 def extend(
     model: nn.Module,
     config: SamplingConfig,
-    params: Params,
+    weights: Weights,
     generation: Generation,
     key: PRNGKeyArray,
     stop: Int[Array, ""] | int,
@@ -135,12 +141,12 @@ def extend(
 
     def cached(g: Generation) -> tuple[Array, Cache]:
         last = jax.lax.dynamic_slice_in_dim(g.tokens, g.length - 1, 1, axis=1)
-        return model.apply({"params": params}, last, g.cache, g.length - 1, method="decode")
+        return model.apply(weights, last, g.cache, g.length - 1, method="decode")
 
     def uncached(g: Generation) -> tuple[Array, Cache]:
         start = jnp.maximum(g.length - block_size, 0)
         window = jax.lax.dynamic_slice_in_dim(g.tokens, start, block_size, axis=1)
-        return model.apply({"params": params}, window, g.length - 1 - start, method="logits_at"), g.cache
+        return model.apply(weights, window, g.length - 1 - start, method="logits_at"), g.cache
 
     def while_shorter_than(limit: Array, logits_of, g: Generation) -> Generation:
         def step(g: Generation) -> Generation:
@@ -165,7 +171,7 @@ def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[-1]:
-        logits = _keep_at_least(logits, jax.lax.top_k(logits, config.top_k)[0][:, -1:])
+        logits = _keep_at_least(logits, _kth_largest(logits, config.top_k))
     if config.top_p is not None and config.top_p < 1:
         logits = _keep_at_least(logits, _nucleus_threshold(logits, config.top_p))
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
@@ -173,6 +179,19 @@ def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray
 
 def _keep_at_least(logits: Array, threshold: Float[Array, "B 1"]) -> Array:
     return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def _kth_largest(logits: Float[Array, "B V"], k: int) -> Float[Array, "B 1"]:
+    """The k-th largest logit of each row, found bit by bit by counting: XLA:CPU's `top_k` would sort the whole row."""
+    bits = jax.lax.bitcast_convert_type(logits.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    order = jnp.where(bits >= sign, ~bits, bits | sign)  # unsigned integers in the order of the floats
+    found = jnp.zeros((len(logits), 1), jnp.uint32)
+    for bit in reversed(range(32)):
+        higher = found | jnp.uint32(1 << bit)
+        enough = jnp.sum(order >= higher, axis=-1, keepdims=True) >= k
+        found = jnp.where(enough, higher, found)
+    return jax.lax.bitcast_convert_type(jnp.where(found >= sign, found ^ sign, ~found), jnp.float32)
 
 
 def _nucleus_threshold(logits: Float[Array, "B V"], top_p: float) -> Float[Array, "B 1"]:

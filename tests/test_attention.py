@@ -37,14 +37,15 @@ def test_matches_the_definition(B, H, T, D):
 
 
 def test_a_cache_read_piece_by_piece_gives_what_the_whole_sequence_gives():
-    q, k, v = np.asarray(random_qkv(2, 2, 8, 4))
-    whole = attend(q, k, v)
-    junk = np.full((2, 2, 8, 4), 1e3)  # what a cache holds past the present must not be seen
+    q, k, v = random_qkv(2, 2, 8, 4)
+    whole = np.reshape(attend(q, k, v), (4, 8, 4))
+    q, k, v = (np.reshape(x, (4, 8, 4)) for x in (q, k, v))
+    junk = np.full((4, 8, 4), 1e3)  # what a cache holds past the present must not be seen
     for position, T in ((0, 3), (3, 1), (4, 4)):
         end = position + T
-        seen_k, seen_v = (np.concatenate([x[:, :, :end], junk[:, :, end:]], axis=2) for x in (k, v))
-        part = jax.jit(cached_attention)(q[:, :, position:end], seen_k, seen_v, jnp.asarray(position))
-        np.testing.assert_allclose(part, whole[:, :, position:end], atol=1e-6)
+        seen_k, seen_v = (np.concatenate([x[:, :end], junk[:, end:]], axis=1) for x in (k, v))
+        part = jax.jit(cached_attention)(q[:, position:end], seen_k, seen_v, jnp.asarray(position))
+        np.testing.assert_allclose(part, whole[:, position:end], atol=1e-6)
 
 
 def test_dropout_keeps_the_mean():

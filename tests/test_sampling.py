@@ -1,5 +1,7 @@
 """Sampling: the fast path draws what the plain one draws, however it is cut up."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,11 @@ from hypothesis import strategies as st
 
 from nanogpt_jax import sampling
 from nanogpt_jax.config import GPTConfig
+from nanogpt_jax.decoding_weights import decoding_weights
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.model import GPT, Bigram
 from nanogpt_jax.sampling import SamplingConfig, draw, generate
+from nanogpt_jax.softmax_attention import LONG
 from nanogpt_jax.training import init_params, purpose_key
 
 BLOCK_SIZE = 16
@@ -44,10 +48,26 @@ def primitives(jaxpr):
 def test_the_generation_loop_has_no_scan(model_and_params, config):
     model, params = model_and_params
     start = sampling.begin(model, np.arange(3), jnp.arange(2), 40)
-    loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, params, start, KEY, 43)
-    first = jax.make_jaxpr(sampling.prefill, static_argnums=0)(model, params, start)
+    loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, {"params": params}, start, KEY, 43)
+    first = jax.make_jaxpr(sampling.prefill, static_argnums=0)(model, {"params": params}, start)
     assert "while" in set(primitives(loop.jaxpr))
     assert "scan" not in {*primitives(loop.jaxpr), *primitives(first.jaxpr)}
+
+
+def test_long_blocks_have_no_scan_either():
+    model = GPT(dataclasses.replace(CONFIG, block_size=LONG + 88))
+    config = SamplingConfig(cached=False)
+    params = jax.eval_shape(lambda: init_params(model, 0))
+    start = sampling.begin(model, np.arange(3), jnp.arange(1), 4)
+    loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, {"params": params}, start, KEY, 7)
+    assert "scan" not in set(primitives(loop.jaxpr))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=5, max_size=5), st.integers(1, 5))
+def test_the_kth_largest_is_found_among_all_floats(row, k):
+    found = jax.jit(sampling._kth_largest, static_argnums=1)(jnp.array([row], jnp.float32), k)
+    assert float(found[0, 0]) == sorted(np.float32(row))[-k]
 
 
 def test_the_walk_finds_a_scan_where_there_is_one():
@@ -82,8 +102,9 @@ def test_past_the_block_the_last_block_size_tokens_are_read_anew():
 def test_a_sample_is_the_same_alone_or_among_others(model_and_params):
     model, params = model_and_params
     together = generate(model, params, np.arange(4), KEY, max_new_tokens=20, num_samples=3)
-    begun = sampling.prefill(model, params, sampling.begin(model, np.arange(4), jnp.array([2]), 20))
-    alone = sampling.extend(model, SamplingConfig(), params, begun, KEY, 24)
+    weights = decoding_weights(model, params)
+    begun = sampling.prefill(model, weights, sampling.begin(model, np.arange(4), jnp.array([2]), 20))
+    alone = sampling.extend(model, SamplingConfig(), weights, begun, KEY, 24)
     np.testing.assert_array_equal(alone.tokens[0, 4:24], together[2])
     assert not np.array_equal(together[0], together[1])
 
@@ -94,9 +115,10 @@ def test_streamed_or_at_once_the_text_is_the_same(cuts):
     model = GPT(CONFIG)
     params = fresh(model)
     at_once = generate(model, params, np.arange(4), KEY, max_new_tokens=30)[0]
-    pieces = sampling.prefill(model, params, sampling.begin(model, np.arange(4), jnp.arange(1), 30))
+    weights = decoding_weights(model, params)
+    pieces = sampling.prefill(model, weights, sampling.begin(model, np.arange(4), jnp.arange(1), 30))
     for stop in [*sorted(cuts), 34]:
-        pieces = sampling.extend(model, SamplingConfig(), params, pieces, KEY, stop)
+        pieces = sampling.extend(model, SamplingConfig(), weights, pieces, KEY, stop)
     np.testing.assert_array_equal(pieces.tokens[0, 4:34], at_once)
 
 
