@@ -572,7 +572,7 @@ def _reading(what: str | Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{what} is damaged, or of another program ({_in_short(error)})") from error
 
 
