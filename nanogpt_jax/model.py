@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nanogpt_jax import ops
+from nanogpt_jax import ops, sharding
 from nanogpt_jax.attention import cached_attention, causal_attention
 from nanogpt_jax.config import GPTConfig
 
@@ -54,9 +54,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N K"]) -> Float[Array, "N M"]:
         kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
-        y = ops.linear(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = ops.linear(x.astype(self.dtype), sharding.gathered(kernel.astype(self.dtype), self.name))
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y += sharding.gathered(bias, self.name)
         return y
 
 
@@ -85,7 +86,7 @@ class CausalSelfAttention(nn.Module):
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
-        q, k, v = ops.split_heads(qkv, batch, cfg.n_head)
+        q, k, v = sharding.split_heads(qkv, batch, cfg.n_head)
         if cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
@@ -189,24 +190,24 @@ class GPT(nn.Module):
         """Logits in float32 from what the last layer norm gave."""
         flat = x.reshape(-1, x.shape[-1])
         if self.config.tie_word_embeddings:
-            table = self.wte.embedding.astype(self.dtype)
+            table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
             logits = jnp.einsum("nc,vc->nv", flat.astype(self.dtype), table, preferred_element_type=jnp.float32)
         else:
             logits = self.lm_head(flat).astype(jnp.float32)
         return logits.reshape(*x.shape[:-1], -1)
 
     def _positions(self, position: Array | int, length: int) -> Float[Array, "T C"]:
-        return jax.lax.dynamic_slice_in_dim(self.wpe.embedding, position, length)
+        return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
     def _blocks(
         self, idx: Array, cache: Cache | None, position: Array | int, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         B, T = idx.shape
-        x = ops.embedding(self.wte.embedding, idx) + self._positions(position, T)
+        x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), idx) + self._positions(position, T)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x, kept = block(x, B, train, old, position)
+            x, kept = block(sharding.split_by_rows(x), B, train, old, position)
             new.append(kept)
         return self.ln_f(x).reshape(B, T, -1), None if cache is None else tuple(new)
 

@@ -86,7 +86,7 @@ def token_losses(
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation
+    model: nn.Module, tx: optax.GradientTransformation, shardings: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
@@ -104,7 +104,8 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:
