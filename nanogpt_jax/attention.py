@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.ops import MASKED, softmax_attention
 from nanogpt_jax.sharding import on_own_heads
+from nanogpt_jax.softmax_attention import MASKED, softmax_attention
 
 # Splash attention reads so many positions at a time; sequences of other lengths take the plain kernel.
 SPLASH_BLOCK = 128

@@ -18,9 +18,6 @@ from jaxtyping import Array, Float, Int
 # Up to this many rows a table's gradient is a product with one-hot rows; above it, a scatter.
 ONE_HOT_ROWS = 1024
 
-# Where a score must not be seen. Finite, so that its exponential is 0 and never NaN.
-MASKED = -1e30
-
 
 @jax.custom_vjp
 def linear(x: Float[Array, "N K"], kernel: Float[Array, "K M"]) -> Float[Array, "N M"]:
@@ -133,53 +130,6 @@ def merge_heads(y: Float[Array, "B H T D"]) -> Float[Array, "N C"]:
     return y.swapaxes(1, 2).reshape(y.shape[0] * y.shape[2], -1)
 
 
-@jax.custom_vjp
-def softmax_attention(
-    q: Float[Array, "B H T D"],
-    k: Float[Array, "B H T D"],
-    v: Float[Array, "B H T D"],
-    keep: Float[Array, "B H T T"] | None = None,
-) -> Float[Array, "B H T D"]:
-    """(keep * softmax(q k^T / sqrt(D) + causal mask)) v (Vaswani et al., 2017, equation 1), softmax in float32.
-
-    `keep` is dropout's factor of each weight, 0 or 1 / (1 - rate).
-
-    The rows of softmax are never divided by their sums: those divide the output, which is narrower, and on the way
-    back the output's gradient, as in FlashAttention (Dao et al., 2022, section 3.1 and appendix B).
-    """
-    return _attention_forward(q, k, v, keep)[0]
-
-
-def _attention_forward(
-    q: Array, k: Array, v: Array, keep: Array | None
-) -> tuple[Array, tuple[Array, Array, Array, Array | None, Array, Array, Array]]:
-    T, D = q.shape[-2:]
-    scores = _einsum("bhtd,bhsd->bhts", q, k) * (1 / math.sqrt(D))
-    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, MASKED)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    scale = 1 / weights.sum(axis=-1, keepdims=True)
-    weights = weights.astype(v.dtype)
-    y = (_einsum("bhts,bhsd->bhtd", _dropped(weights, keep), v) * scale).astype(v.dtype)
-    return y, (q, k, v, keep, weights, scale, y)
-
-
-def _attention_backward(
-    saved: tuple[Array, Array, Array, Array | None, Array, Array, Array], dy: Array
-) -> tuple[Array, Array, Array, None]:
-    q, k, v, keep, weights, scale, y = saved
-    dy = (dy * scale).astype(v.dtype)
-    along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True)
-    dv = _einsum("bhts,bhtd->bhsd", _dropped(weights, keep), dy)
-    dweights = _dropped(_einsum("bhtd,bhsd->bhts", dy, v), keep)
-    dscores = (weights * (dweights - along) * (1 / math.sqrt(q.shape[-1]))).astype(q.dtype)
-    dq = _einsum("bhts,bhsd->bhtd", dscores, k)
-    dk = _einsum("bhts,bhtd->bhsd", dscores, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-softmax_attention.defvjp(_attention_forward, _attention_backward)
-
-
 def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, " N"]) -> Float[Array, " N"]:
     """-log softmax(logits)[target] of each row, in float32.
 
@@ -198,14 +148,6 @@ def _normalized(x: Array, epsilon: float) -> tuple[Array, Array]:
     return centred * rstd, rstd
 
 
-def _dropped(weights: Array, keep: Array | None) -> Array:
-    return weights if keep is None else weights * keep.astype(weights.dtype)
-
-
 def _dot(a: Array, b: Array, over_a: int, over_b: int, precision: jax.lax.Precision | None = None) -> Array:
     """The product of two matrices summed over one axis of each."""
     return jax.lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())), precision=precision)
-
-
-def _einsum(formula: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(formula, a, b, preferred_element_type=jnp.float32)

@@ -1,0 +1,35 @@
+"""What tests of fast paths share: random arrays, and the comparison of a function with its plain twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), jnp.float32)
+
+
+def assert_same(fast: Callable, plain: Callable, *args: Array, within: float = 1e-5) -> None:
+    """Equal values, and equal gradients under a random cotangent, to `within` of the largest entry."""
+    want, plain_vjp = jax.jit(lambda *a: jax.vjp(plain, *a))(*args)
+    got, fast_vjp = jax.jit(lambda *a: jax.vjp(fast, *a))(*args)
+    leaves, tree = jax.tree.flatten(want)
+    cotangent = tree.unflatten([normal(i, *leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)])
+    pairs = zip(jax.tree.leaves((got, fast_vjp(cotangent))), jax.tree.leaves((want, plain_vjp(cotangent))), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=within, atol=within * max(1.0, float(jnp.abs(b).max(initial=0.0))))
+
+
+def assert_close_in_bfloat16(fast: Callable, *args: Array) -> None:
+    """In bfloat16 the values and gradients keep that type, and lie near those in float32."""
+    low, vjp = jax.vjp(fast, *(x.astype(jnp.bfloat16) for x in args))
+    high, exact_vjp = jax.vjp(fast, *args)
+    for a, b in zip((low, *vjp(low)), (high, *exact_vjp(high)), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.04 * max(1.0, float(jnp.abs(b).max())))
