@@ -9,6 +9,7 @@ array alone, and the program is that of one device.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,22 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, stored_spec(names[-2] if len(names) > 1 else "", leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def placed(mesh: Mesh | None, state: Any) -> Any:
+    """A tree of abstract arrays that know where on the mesh they lie; without a mesh, as they are."""
+    if mesh is None:
+        return state
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_shardings(mesh, state),
+    )
+
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Compile what is called in the block for the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
