@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from nanogpt_jax.config import ACCELERATORS, DTYPES, PLACEMENT_SETTINGS, PRESETS, Settings, preset, require_choice
-from nanogpt_jax.errors import UserError
+from nanogpt_jax.errors import RunFailed, UserError
 
-OK, WRONG_USE, INTERRUPTED = 0, 2, 130
+OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 _TRAIN_DESCRIPTION = """\
@@ -35,12 +35,12 @@ presets: {presets}"""
 
 
 def run(command: Callable[[Sequence[str]], int]) -> int:
-    """Call `command` with the process's arguments; its exit status, with a `UserError` as one line on stderr and 2."""
+    """Call `command` with the process's arguments; its exit status, with our own errors as one line on stderr."""
     try:
         return command(sys.argv[1:])
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)  # a file's name may hold a line end
-        return WRONG_USE
+        return WRONG_USE if isinstance(error, UserError) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has had enough
@@ -126,12 +126,11 @@ def _train(base: Mapping[str, Any] | None, explicit: dict[str, Any], platform: s
     settings = Settings(**{**base, **explicit})
 
     from nanogpt_jax import trainer
+    from nanogpt_jax.faults import Stopped
 
-    if settings.init_from == "resume":
-        settings = trainer.resumed_settings(settings.out_dir, explicit)
     try:
         trainer.train(settings, explicit)
-    except trainer.Stopped as stopped:
+    except Stopped as stopped:
         again = f"--init_from=resume --out_dir={settings.out_dir}"
         print(f"stopped and saved; go on with: python train.py {again}", flush=True)
         return 128 + stopped.number

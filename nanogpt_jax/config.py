@@ -83,6 +83,9 @@ class Settings:
     eval_iters: int = setting(200, "run", "batches averaged for each split at an evaluation")
     eval_only: bool = setting(False, "run", "print the loss over the whole validation split and stop")
     always_save_checkpoint: bool = setting(True, "run", "save at every evaluation, not only at a better validation loss")
+    save_interval: int | None = setting(None, "run", "iterations between two saves, besides those at evaluations; none: only those")
+    nan_policy: Literal["stop", "skip"] = setting("stop", "run", "a loss or gradient that is not finite: stop, or skip the update and count it", ("stop", "skip"))
+    allow_changes: bool = setting(False, "run", "resume although the data, or settings that make other updates, have changed")
     seed: int = setting(1337, "run", "the one number all randomness is derived from")
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
@@ -133,6 +136,8 @@ class Settings:
             object.__setattr__(self, f.name, coerced(f.name, value, hints[f.name], f.metadata["choices"]))
         for name in ("eval_interval", "log_interval", "eval_iters", "batch_size", "gradient_accumulation_steps"):
             require_at_least(name, getattr(self, name), 1)
+        if self.save_interval is not None:
+            require_at_least("save_interval", self.save_interval, 1)
         for name in ("max_iters", "warmup_iters", "lr_decay_iters", "seed"):
             require_at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from nanogpt_jax import cli
 from nanogpt_jax.accelerator import use_accelerator
-from nanogpt_jax.checkpoint import FOLDER, Checkpoints, RunDocument
+from nanogpt_jax.checkpoint import FOLDER, CheckpointWriter, RunDocument
 from nanogpt_jax.config import PRETRAINED, Settings, require_choice
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.interop import (
@@ -30,7 +30,7 @@ from nanogpt_jax.interop import (
     write_hf,
     write_nanogpt,
 )
-from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_run, stored_settings, tokenizer_of
+from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, open_run, stored_settings, tokenizer_of
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepare import load_meta
 from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE, write_config
@@ -125,10 +125,8 @@ def _read(source: Path, form: Form, data_dir: str) -> Snapshot:
 
 def _read_run(source: Path, form: Form) -> Snapshot:
     """The newest checkpoint of a run, from which training goes on; for Hugging Face, the best and the weights alone."""
-    checkpoints, step, run = open_run(source)
-    if form == "hf":
-        step = checkpoints.best()
-        run = checkpoints.run_document(step)
+    checkpoint = open_best(source) if form == "hf" else open_run(source)
+    run = checkpoint.run
     settings = stored_settings(run)
     if settings.model != "gpt":
         raise UserError(f"model={settings.model} in {source} has no equal in other programs; convert a gpt")
@@ -136,8 +134,8 @@ def _read_run(source: Path, form: Form) -> Snapshot:
     like = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
     snapshot = Snapshot(model.config, like.params, settings, run.tokenizer, run.step, run.best_val_loss)
     if form == "hf":
-        return dataclasses.replace(snapshot, params=checkpoints.params(step, like.params))
-    state = checkpoints.state(step, like)
+        return dataclasses.replace(snapshot, params=checkpoint.params(like.params))
+    state = checkpoint.state(like)
     return dataclasses.replace(snapshot, params=state.params, moments=moments_of(state.opt_state))
 
 
@@ -152,10 +150,11 @@ def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
     state = state.replace(step=jnp.asarray(snapshot.step, state.step.dtype))
     loss = snapshot.best_val_loss
     run = RunDocument(
-        vars(settings), snapshot.tokenizer, snapshot.config.vocab_size, snapshot.step, loss is not None, loss
-    )
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        checkpoints.save(state, run, loss)
+        vars(settings), snapshot.tokenizer, snapshot.config.vocab_size, snapshot.step, evaluated=loss is not None,
+        val_loss=loss, best_val_loss=loss,
+    )  # fmt: skip
+    with contextlib.closing(CheckpointWriter(folder)) as checkpoints:
+        checkpoints.save(state, run)
     write_config(folder, settings)
 
 

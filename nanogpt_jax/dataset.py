@@ -6,6 +6,7 @@ That is what lets a stopped run go on with the data it would have seen.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,19 @@ def whole_split(file: TokenFile, batch_size: int, block_size: int) -> Iterator[t
         shape = (batch_size, block_size)
         weights = (np.arange(per_batch) < n).astype(np.float32)
         yield Batch(window[:-1].reshape(shape), window[1:].reshape(shape)), weights.reshape(shape)
+
+
+def digest(file: TokenFile) -> str:
+    """What tells a file's tokens from others: a hash of their number and of all, or of a sample where they are many."""
+    number = len(file.tokens)
+    made = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=16)
+    starts = range(0, number, _CHUNK)
+    for start in starts[:: -(-len(starts) // _CHUNKS_DIGESTED)]:
+        made.update(np.ascontiguousarray(file.tokens[start : start + _CHUNK], "<u2"))
+    return made.hexdigest()
+
+
+_CHUNKS_DIGESTED = 32
 
 
 def _check_vocabulary(file: TokenFile, tokens: np.ndarray, start: int | None) -> None:

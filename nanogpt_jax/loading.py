@@ -18,7 +18,7 @@ import jax
 
 from nanogpt_jax.accelerator import resolve_dtype
 from nanogpt_jax.attention import choose_kernel
-from nanogpt_jax.checkpoint import FOLDER, Checkpoints, RunDocument
+from nanogpt_jax.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
 from nanogpt_jax.config import PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.interop import NanoGPTCheckpoint, read_hf_config, read_hf_params
@@ -39,11 +39,14 @@ class Weights(NamedTuple):
     load: Callable[[nn.Module], Params]
 
 
-def open_run(out_dir: Path) -> tuple[Checkpoints, int, RunDocument]:
-    """The newest checkpoint of a run: its folder, its step and its document. `UserError` if there is none."""
-    checkpoints = _open_checkpoints(out_dir)
-    step = checkpoints.latest()
-    return checkpoints, step, checkpoints.run_document(step)
+def open_run(out_dir: Path) -> Checkpoint:
+    """The newest whole checkpoint of a run. Raises `UserError` if there is none."""
+    return _found(newest(out_dir), out_dir)
+
+
+def open_best(out_dir: Path) -> Checkpoint:
+    """The whole checkpoint of a run with the lowest validation loss. Raises `UserError` if there is none."""
+    return _found(best(out_dir), out_dir)
 
 
 def open_weights(source: str, data_dir: str = "data") -> Weights:
@@ -111,14 +114,12 @@ def fetched(name: str) -> Path:
 
 
 def _run_weights(out_dir: Path) -> Weights:
-    checkpoints = _open_checkpoints(out_dir)
-    step = checkpoints.best()
-    run = checkpoints.run_document(step)
-    settings = stored_settings(run)
+    checkpoint = open_best(out_dir)
+    run, settings = checkpoint.run, stored_settings(checkpoint.run)
 
     def load(model: nn.Module) -> Params:
         whole = model.clone(config=dataclasses.replace(model.config, block_size=settings.block_size))
-        return _cropped(checkpoints.params(step, jax.eval_shape(lambda: init_params(whole, 0))), model)
+        return _cropped(checkpoint.params(jax.eval_shape(lambda: init_params(whole, 0))), model)
 
     return Weights({name: getattr(settings, name) for name in SHAPE}, run.vocab_size, run.tokenizer, load)
 
@@ -148,8 +149,6 @@ def _cropped(params: Params, model: nn.Module) -> Params:
 
 def stored_settings(run: RunDocument, changes: Mapping[str, Any] | None = None) -> Settings:
     """The settings inside a checkpoint, with `changes` applied; `UserError` if they are not settings."""
-    if not isinstance(run.settings, dict):
-        raise UserError("the checkpoint's settings are not a table of names and values; it is damaged")
     names = {f.name for f in dataclasses.fields(Settings)}
     unknown = sorted(set(run.settings) - names)
     if unknown:
@@ -166,14 +165,11 @@ def build_model(settings: Settings, vocab_size: int, platform: str) -> nn.Module
     return GPT(config, dtype, choose_kernel(settings.attention, platform, config.head_size, dtype, config.dropout))
 
 
-def _open_checkpoints(out_dir: Path) -> Checkpoints:
-    if not (out_dir / FOLDER).is_dir():
-        if (out_dir / "ckpt.pt").is_file():
-            raise UserError(
-                f"{out_dir} holds no run but nanoGPT's ckpt.pt; name that: --init_from={out_dir / 'ckpt.pt'}"
-            )
-        raise UserError(f"{out_dir} holds no run (there is no {out_dir / FOLDER}); train one there, or name another")
-    checkpoints = Checkpoints(out_dir, read_only=True)
-    if checkpoints.latest() is None:
+def _found(checkpoint: Checkpoint | None, out_dir: Path) -> Checkpoint:
+    if checkpoint is not None:
+        return checkpoint
+    if (out_dir / FOLDER).is_dir():
         raise UserError(f"{out_dir / FOLDER} holds no finished checkpoint; train again, or name another folder")
-    return checkpoints
+    if (out_dir / "ckpt.pt").is_file():
+        raise UserError(f"{out_dir} holds no run but nanoGPT's ckpt.pt; name that: --init_from={out_dir / 'ckpt.pt'}")
+    raise UserError(f"{out_dir} holds no run (there is no {out_dir / FOLDER}); train one there, or name another")

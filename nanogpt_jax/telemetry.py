@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import sys
 import time
@@ -14,7 +17,9 @@ from typing import Any
 import jax
 
 from nanogpt_jax.accelerator import peak_flops
+from nanogpt_jax.checkpoint import RunDocument
 from nanogpt_jax.config import Settings
+from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.optimizer import learning_rate_schedule
 from nanogpt_jax.training import Metrics, Params
@@ -35,16 +40,31 @@ class MetricsFile:
 
         `evaluated` says whether the evaluation due at `step` has been made, and so stays.
         """
-        path = out_dir / METRICS_FILE
-        kept = [line for line in _whole_lines(path) if _is_before(json.loads(line), step, evaluated)]
-        with replace_when_whole(path, "w") as file:
+        self._path = out_dir / METRICS_FILE
+        kept = [line for line in _whole_lines(self._path) if _is_before(json.loads(line), step, evaluated)]
+        with replace_when_whole(self._path) as file:
             file.writelines(kept)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by `close`)
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
 
     def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
-        """Add a line; figures that are None have no meaning here and are left out."""
+        """Add a line; figures that are None have no meaning here and are left out. A loss that is no number is null.
+
+        Raises `OSError` if it cannot be written.
+        """
         known = {name: value for name, value in figures.items() if value is not None}
-        self._file.write(json.dumps({"step": step, "split": split, "loss": loss, **known}) + "\n")
+        number = loss if math.isfinite(loss) else None
+        line = json.dumps({"step": step, "split": split, "loss": number, **known}).encode() + b"\n"
+        if self._file.write(line) != len(line):  # the disk took a part of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def sync(self) -> None:
+        """Have what was written on the disk, as a checkpoint that counts on it is about to be.
+
+        Raises `OSError` if the file is not in its folder any more, or the disk is full.
+        """
+        if not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
+            raise FileNotFoundError(errno.ENOENT, f"{self._path} has been replaced")
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -52,16 +72,21 @@ class MetricsFile:
 
 
 class StepLog:
-    """Reports every `log_interval`-th update, one update late, so that the device never waits for the terminal."""
+    """Looks at every update, one update late, so that the device never waits for Python; tells of those that are due.
 
-    def __init__(self, settings: Settings, metrics: MetricsFile, params: Params, seconds_before: float) -> None:
+    Attributes:
+        skipped: updates up to now that were skipped because they were not finite.
+    """
+
+    def __init__(self, settings: Settings, metrics: MetricsFile, params: Params, run: RunDocument) -> None:
         self._settings = settings
         self._metrics = metrics
         self._schedule = learning_rate_schedule(settings)
         self._flops_per_iter = flops_per_token(settings, params) * settings.tokens_per_iter
         self._peak_flops = peak_flops()
-        self._start = time.perf_counter() - seconds_before
+        self._start = time.perf_counter() - run.seconds
         self._pending: tuple[int, Metrics] | None = None
+        self.skipped = run.skipped
         self.restart()
 
     def restart(self) -> None:
@@ -69,19 +94,26 @@ class StepLog:
         self._clock, self._updates = time.perf_counter(), 0
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Note the metrics of update `step`, still on the device, and report those of the update before if due."""
+        """Note the metrics of update `step`, still on the device, and look at those of the update before."""
         self.flush()
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Wait for the update noted last, and report it if it is due."""
+        """Wait for the update noted last, and report it if it is due.
+
+        Raises `RunFailed` if its loss or gradient is not finite, unless such updates are skipped.
+        """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         self._updates += 1
+        learning_rate = self.learning_rate(step)
+        loss, grad_norm = (float(value) for value in jax.device_get((metrics["loss"], metrics["grad_norm"])))
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if not is_finite:
+            self._note_nonfinite(step, loss, grad_norm)
         if step % self._settings.log_interval:
             return
-        loss = float(metrics["loss"])
         each = (time.perf_counter() - self._clock) / self._updates
         self.restart()
         mfu = None if self._peak_flops is None else self._flops_per_iter / each / self._peak_flops
@@ -89,17 +121,28 @@ class StepLog:
             step,
             "train",
             loss,
-            learning_rate=self.learning_rate(step),
+            learning_rate=learning_rate,
             tokens_per_second=round(self._settings.tokens_per_iter / each, 1),
             mfu=mfu,
             seconds=self.seconds(),
+            skipped=None if is_finite else True,
         )
         share = "" if mfu is None else f", mfu {mfu:.2%}"
         print(f"iter {step}: loss {loss:.4f}, time {1000 * each:.2f}ms{share}", flush=True)
 
+    def _note_nonfinite(self, step: int, loss: float, grad_norm: float) -> None:
+        what = f"iteration {step}: loss {loss}, gradient norm {grad_norm}"
+        if self._settings.nan_policy == "stop":
+            raise RunFailed(
+                f"{what}; nothing of it was saved: go on from the last checkpoint with --init_from=resume and a lower "
+                "learning_rate, or with --nan_policy=skip"
+            )
+        self.skipped += 1
+        print(f"{what}; update skipped, {self.skipped} so far", flush=True)
+
     def learning_rate(self, step: int) -> float:
-        """The learning rate of update `step`."""
-        return float(self._schedule(step))
+        """The learning rate of update `step`: skipped ones do not move the schedule."""
+        return float(self._schedule(step - self.skipped))
 
     def seconds(self) -> float:
         """Time in training so far, in all the processes of the run."""
@@ -117,12 +160,23 @@ def flops_per_token(settings: Settings, params: Params) -> float:
     return 6 * n + 12 * settings.n_layer * settings.n_embd * settings.block_size
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a metrics file, without one that a dying process left half-written."""
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a metrics file, without what a dying process or machine left that is no line of ours."""
     with contextlib.suppress(FileNotFoundError):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("}\n")]
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n") and _is_entry(line)]
+        if len(whole) < len(lines):
+            print(f"{path}: {len(lines) - len(whole)} damaged lines are dropped", flush=True)
+        return whole
     return []
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("split"), str)
 
 
 def _is_before(entry: dict[str, Any], step: int, evaluated: bool) -> bool:

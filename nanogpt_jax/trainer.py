@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
-import signal
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,14 +16,24 @@ import optax
 
 from nanogpt_jax import dataset, prepare
 from nanogpt_jax.accelerator import describe
-from nanogpt_jax.checkpoint import FOLDER, Checkpoints, RunDocument
+from nanogpt_jax.checkpoint import Checkpoint, CheckpointWriter, RunDocument
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
-from nanogpt_jax.errors import UserError
-from nanogpt_jax.loading import SHAPE, Weights, build_model, open_run, open_weights, stored_settings
+from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, set_previous_run_aside, signals, unwritable
+from nanogpt_jax.loading import Weights, build_model, open_run, open_weights
 from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE, MetricsFile, StepLog, write_config
-from nanogpt_jax.training import Params, TrainState, init_params, init_state, make_eval_step, make_train_step
+from nanogpt_jax.resume import require_same_data, resumed_settings
+from nanogpt_jax.telemetry import MetricsFile, StepLog, write_config
+from nanogpt_jax.training import (
+    Params,
+    TrainState,
+    init_params,
+    init_state,
+    is_finite,
+    make_eval_step,
+    make_train_step,
+)
 
 # Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
 _TOKENS_PER_EVAL_STEP = 16_384
@@ -41,12 +49,9 @@ class Data(NamedTuple):
     tokenizer: dict[str, Any]
     vocab_size: int
 
-
-class Stopped(Exception):
-    """The run was told to stop by signal `number`, and has saved."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def digest(self) -> str:
+        """What tells these tokens from others."""
+        return "-".join(dataset.digest(file) for file in (self.train, self.val))
 
 
 class Start(NamedTuple):
@@ -56,53 +61,71 @@ class Start(NamedTuple):
     data: Data
     run: RunDocument
     load: Callable[[nn.Module, optax.GradientTransformation], TrainState]
+    since: Checkpoint | None = None  # the checkpoint that it goes on from
 
 
-def train(settings: Settings, given: Collection[str] = ()) -> float:
+def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
     """Train as `settings` say; the loss over the whole validation split at the end, in nats per token.
 
-    `given` are the settings that were asked for one by one; a model that is loaded must have them.
-    All that can be refused is refused, with a `UserError`, before anything is written. Raises `Stopped` after SIGINT or
-    SIGTERM.
+    `given` are the settings that were asked for one by one: a model that is loaded must have them, and a run that is
+    resumed takes them and all others as it has them. All that can be refused is refused, with a `UserError`, before
+    anything is written. Raises `Stopped` after SIGINT or SIGTERM, and `RunFailed` where the run can't go on.
     """
-    settings, data, run, load = _resumed(settings) if settings.init_from == "resume" else _begun(settings, given)
-    model = build_model(settings, run.vocab_size, jax.default_backend())
-    tx = make_optimizer(settings)
-    state = load(model, tx)
-    size = sum(p.size for p in jax.tree.leaves(state.params))
-    print(f"{describe()}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
-    print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
-    eval_step = make_eval_step(model)
-    if settings.eval_only:
-        return _final_loss(eval_step, state.params, data.val, settings.block_size)
-    return _update_until_done(settings, data, make_train_step(model, tx), eval_step, state, run)
+    given = given or {}
+    out_dir = Path(settings.out_dir)
+    resuming, writing = settings.init_from == "resume", not settings.eval_only
+    with in_one_line(settings), contextlib.ExitStack() as held:
+        if resuming and writing and out_dir.is_dir():
+            held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
+        start = _resumed(settings, given) if resuming else _begun(settings, given)
+        settings, data = start.settings, start.data
+        model = build_model(settings, start.run.vocab_size, jax.default_backend())
+        tx = make_optimizer(settings)
+        state = start.load(model, tx)
+        size = sum(p.size for p in jax.tree.leaves(state.params))
+        print(f"{describe()}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
+        print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
+        eval_step = make_eval_step(model)
+        if settings.eval_only:
+            return _final_loss(eval_step, state.params, data.val, settings.block_size)
+        if not resuming:
+            with unwritable(out_dir):
+                out_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_run_in(out_dir))
+        train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip")
+        return _update_until_done(start, train_step, eval_step, state)
 
 
-def _begun(settings: Settings, given: Collection[str]) -> Start:
+def _begun(settings: Settings, given: Mapping[str, Any]) -> Start:
     """A new run, from fresh parameters or from weights that `init_from` names."""
     if settings.init_from == "scratch":
         data = _open_data(settings)
-        run = RunDocument(vars(settings), data.tokenizer, settings.gpt_config(data.vocab_size).vocab_size, step=0)
+        vocab_size = settings.gpt_config(data.vocab_size).vocab_size
+        run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest())
         return Start(settings, data, run, lambda model, tx: _state_of(init_params(model, settings.seed), tx, settings))
     weights = open_weights(settings.init_from, settings.data_dir)
     settings = _with_shape_of(settings, weights, given)
     data = _open_data(settings)
     _require_data_of(weights, data, settings.init_from)
-    run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0)
+    run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0, data=data.digest())
     return Start(settings, data, run, lambda model, tx: _state_of(weights.load(model), tx, settings))
 
 
-def _resumed(settings: Settings) -> Start:
-    """The run in `out_dir`, from its newest checkpoint."""
-    checkpoints, step, run = open_run(Path(settings.out_dir))
+def _resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
+    """The run in `out_dir`, from its newest whole checkpoint."""
+    checkpoint = open_run(Path(settings.out_dir))
+    settings = resumed_settings(checkpoint.run, settings.out_dir, given)
     data = _open_data(settings)
-    _require_same_tokenizer(run.tokenizer, data, settings.out_dir)
+    _require_same_tokenizer(checkpoint.run.tokenizer, data, settings.out_dir)
+    digest = data.digest()
+    require_same_data(checkpoint.run, digest, settings)
 
     def load(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
         like = jax.eval_shape(lambda: _state_of(init_params(model, settings.seed), tx, settings))
-        return checkpoints.state(step, like)
+        return checkpoint.state(like)
 
-    return Start(settings, data, dataclasses.replace(run, settings=vars(settings)), load)
+    run = dataclasses.replace(checkpoint.run, settings=vars(settings), data=digest)
+    return Start(settings, data, run, load, checkpoint)
 
 
 def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings) -> TrainState:
@@ -123,66 +146,89 @@ def estimate_loss(eval_step: EvalStep, params: Params, data: Data, settings: Set
     return {stream: float(np.mean(jax.device_get(sums)) / ones.size) for stream, sums in losses.items()}
 
 
-def whole_split_loss(eval_step: EvalStep, params: Params, file: TokenFile, block_size: int) -> tuple[float, int]:
-    """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number."""
+def whole_split_loss(
+    eval_step: EvalStep, params: Params, file: TokenFile, block_size: int, stop: Sequence[int] = ()
+) -> tuple[float, int]:
+    """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
+
+    Raises `Stopped` once a signal is in `stop`.
+    """
     windows = max(1, _TOKENS_PER_EVAL_STEP // block_size)
-    sums = [eval_step(params, *part) for part in dataset.whole_split(file, windows, block_size)]
+    sums = []
+    for part in dataset.whole_split(file, windows, block_size):
+        if stop:
+            raise Stopped(stop[0])
+        sums.append(eval_step(params, *part))
     targets = len(file.tokens) - 1
     return float(np.sum(jax.device_get(sums), dtype=np.float64)) / targets, targets
 
 
-def resumed_settings(out_dir: str, changes: dict[str, Any]) -> Settings:
-    """The settings of the run in `out_dir`, with what the command line says anew; the model's shape may not change."""
-    _, step, run = open_run(Path(out_dir))
-    before = stored_settings(run)
-    after = stored_settings(run, {**changes, "out_dir": out_dir, "init_from": "resume"})
-    for name in SHAPE:
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            raise UserError(f"{name}={new} does not fit the run in {out_dir}, which has {name}={old}; leave it out")
-    if step > after.max_iters:
-        raise UserError(f"max_iters={after.max_iters} lies behind the run in {out_dir}, at iteration {step}; raise it")
-    return after
-
-
-def _update_until_done(
-    settings: Settings, data: Data, train_step: Callable, eval_step: EvalStep, state: TrainState, run: RunDocument
-) -> float:
+def _update_until_done(start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState) -> float:
     """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss."""
-    with _writing(settings, run) as (checkpoints, metrics), _signals() as received:
-        log = StepLog(settings, metrics, state.params, run.seconds)
+    settings, data, run, *_ = start
+    with _writing(start) as (checkpoints, metrics), signals() as received:
+        log = StepLog(settings, metrics, state.params, run)
+
+        def save() -> None:
+            """Save what stands behind `run.step` updates, all of which have been looked at; a bad state never."""
+            log.flush()
+            metrics.sync()
+            if not is_finite((state.params, state.opt_state)):
+                raise RunFailed(
+                    f"iteration {run.step}: the parameters or moments are not finite, and are not saved; go on from "
+                    "the last checkpoint with --init_from=resume and a lower learning_rate"
+                )
+            checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
+
         while True:
             step = run.step
             done = step >= settings.max_iters
+            due = bool(settings.save_interval) and step % settings.save_interval == 0
             if not run.evaluated and (done or step % settings.eval_interval == 0):
                 log.flush()
                 losses = estimate_loss(eval_step, state.params, data, settings, step)
                 print(f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}", flush=True)
                 for split, loss in losses.items():
                     metrics.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
-                better = run.best_val_loss is None or losses["val"] < run.best_val_loss
-                best = losses["val"] if better else run.best_val_loss
-                run = dataclasses.replace(run, evaluated=True, best_val_loss=best, seconds=log.seconds())
-                if (better or settings.always_save_checkpoint or done) and step > 0:
-                    checkpoints.save(state, run, losses["val"])
+                run, better = _evaluated(run, losses["val"], settings)
+                due = due or better or settings.always_save_checkpoint or done
                 log.restart()
+            if due and step > 0:
+                save()
+                log.restart()
+            checkpoints.check()
             if done or received:
                 break
             state, step_metrics = train_step(state, training_batch(settings, data, step))
             log.add(step, step_metrics)
-            run = dataclasses.replace(run, step=step + 1, evaluated=False)
+            run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
         if not done:
-            log.flush()
-            if checkpoints.latest() != step:
-                checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds()), None)
+            save()
+            checkpoints.wait()
             raise Stopped(received[0])
-        loss = _final_loss(eval_step, state.params, data.val, settings.block_size)
-        metrics.write(step, "val_whole", loss, seconds=log.seconds())
+        loss = _final_loss(eval_step, state.params, data.val, settings.block_size, received)
+        metrics.write(run.step, "val_whole", loss, seconds=log.seconds())
     return loss
 
 
-def _final_loss(eval_step: EvalStep, params: Params, val: TokenFile, block_size: int) -> float:
-    loss, targets = whole_split_loss(eval_step, params, val, block_size)
+def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDocument, bool]:
+    """`run` with the validation loss at its step, and whether that is the best so far."""
+    if not math.isfinite(loss):
+        if settings.nan_policy == "stop":
+            raise RunFailed(
+                f"iteration {run.step}: val loss {loss}; go on from the last checkpoint with --init_from=resume and a "
+                "lower learning_rate"
+            )
+        return dataclasses.replace(run, evaluated=True), False
+    better = run.best_val_loss is None or loss < run.best_val_loss
+    best = loss if better else run.best_val_loss
+    return dataclasses.replace(run, evaluated=True, val_loss=loss, best_val_loss=best), better
+
+
+def _final_loss(
+    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, stop: Sequence[int] = ()
+) -> float:
+    loss, targets = whole_split_loss(eval_step, params, val, block_size, stop)
     print(f"final val loss {loss:.4f} (whole split, {targets} tokens)", flush=True)
     return loss
 
@@ -209,7 +255,7 @@ def _open_data(settings: Settings) -> Data:
     return Data(*splits, meta.tokenizer, meta.vocab_size)
 
 
-def _with_shape_of(settings: Settings, weights: Weights, given: Collection[str]) -> Settings:
+def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
     """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT.
 
     A smaller `block_size` that is asked for stays too: the model is cropped to it. Raises `UserError` where anything
@@ -252,47 +298,21 @@ def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) 
 
 
 @contextlib.contextmanager
-def _writing(settings: Settings, run: RunDocument) -> Iterator[tuple[Checkpoints, MetricsFile]]:
+def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, MetricsFile]]:
     """The run's folder, open for writing; what is being saved when the block ends is finished."""
-    out_dir = Path(settings.out_dir)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        if settings.init_from != "resume":
-            _set_previous_run_aside(out_dir)
-        write_config(out_dir, settings)
-        metrics = MetricsFile(out_dir, step=run.step, evaluated=run.evaluated)
-        checkpoints = Checkpoints(out_dir)
-    except OSError as error:
-        raise UserError(f"out_dir={out_dir} cannot be written ({error.strerror or error}); name another") from error
-    with contextlib.closing(metrics), contextlib.closing(checkpoints):
-        yield checkpoints, metrics
-
-
-def _set_previous_run_aside(out_dir: Path) -> None:
-    """Move what an earlier run left in `out_dir` to `out_dir/previous`, so that starting over loses nothing at once."""
-    there = [out_dir / name for name in (FOLDER, METRICS_FILE, CONFIG_FILE) if (out_dir / name).exists()]
-    if there:
-        aside = out_dir / "previous"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        for path in there:
-            path.rename(aside / path.name)
-        print(f"{out_dir} held a run: it is in {aside} now", flush=True)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that a first SIGINT or SIGTERM is put into; a second one has its usual effect at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each, usual in before.items():
-            signal.signal(each, usual)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, usual in before.items():
-            signal.signal(number, usual)
+    out_dir = Path(start.settings.out_dir)
+    with unwritable(out_dir):
+        if start.since is None:
+            set_previous_run_aside(out_dir)
+        write_config(out_dir, start.settings)
+        metrics = MetricsFile(out_dir, step=start.run.step, evaluated=start.run.evaluated)
+        checkpoints = CheckpointWriter(out_dir, start.since)
+    with contextlib.closing(metrics):
+        try:
+            yield checkpoints, metrics
+        except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError):
+            with contextlib.suppress(RunFailed):  # the first error is the one to tell
+                checkpoints.close()
+            raise
+        finally:
+            checkpoints.close()

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.ops import cross_entropy
 
@@ -86,7 +86,7 @@ def token_losses(
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, shardings: Any = None
+    model: nn.Module, tx: optax.GradientTransformation, *, skip_nonfinite: bool = False, shardings: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
@@ -94,6 +94,8 @@ def make_train_step(
     the single update (gradient accumulation: the memory of one, the gradient of all).
 
     Metrics are float32 scalars: ``loss`` (nats per token, before the update) and ``grad_norm`` (before clipping).
+    With `skip_nonfinite` an update whose metrics are not finite changes ``step`` alone, not even the optimizer's count.
+    `shardings` says where on a mesh the new state lies: where the old one does.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -102,6 +104,9 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if skip_nonfinite:
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            params, opt_state = optax.tree.where(is_finite, (params, opt_state), (state.params, state.opt_state))
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
@@ -123,6 +128,12 @@ def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArr
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     total, _ = jax.lax.scan(add, zero, (jnp.arange(steps), batch))
     return jax.tree.map(lambda x: x / steps, total)
+
+
+@jax.jit
+def is_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number in a tree of arrays is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B T"]], Float[Array, ""]]:

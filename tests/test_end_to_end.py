@@ -20,10 +20,10 @@ from .conftest import ROOT, command, metrics_of
 
 def state_of(out_dir):
     """The newest state a run saved."""
-    checkpoints, step, run = open_run(out_dir)
-    settings = stored_settings(run)
-    model, tx = build_model(settings, run.vocab_size, "cpu"), make_optimizer(settings)
-    return checkpoints.state(step, jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0)))
+    checkpoint = open_run(out_dir)
+    settings = stored_settings(checkpoint.run)
+    model, tx = build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
+    return checkpoint.state(jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0)))
 
 
 def assert_same_bits(one, other):

@@ -325,10 +325,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 def state_of(run: Path) -> Any:
-    checkpoints, step, document = loading.open_run(run)
-    settings = loading.stored_settings(document)
-    model, tx = loading.build_model(settings, document.vocab_size, "cpu"), make_optimizer(settings)
-    return checkpoints.state(step, jax.eval_shape(lambda: init_state(init_params(model, 0), tx, settings.seed)))
+    checkpoint = loading.open_run(run)
+    settings = loading.stored_settings(checkpoint.run)
+    model, tx = loading.build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
+    return checkpoint.state(jax.eval_shape(lambda: init_state(init_params(model, 0), tx, settings.seed)))
 
 
 @pytest.fixture(scope="module")
@@ -365,14 +365,14 @@ class TestNanoGPT:
     def test_there_and_back_training_stands_where_it_stood(self, lab: Lab, ckpt: Path, tmp_path: Path) -> None:
         assert convert.main([str(ckpt), str(tmp_path / "run"), f"--data_dir={lab.data_dir}"]) == 0
         assert_same_bits(state_of(tmp_path / "run"), state_of(lab.run))
-        settings = loading.stored_settings(loading.open_run(tmp_path / "run")[2])
+        settings = loading.stored_settings(loading.open_run(tmp_path / "run").run)
         assert dataclasses.replace(settings, out_dir=lab.settings.out_dir) == lab.settings
 
     def test_training_goes_on_from_a_converted_run(self, lab: Lab, ckpt: Path, tmp_path: Path) -> None:
         runs = [tmp_path / "converted", tmp_path / "copied"]
         convert.main([str(ckpt), str(runs[0]), f"--data_dir={lab.data_dir}"])
         shutil.copytree(lab.run, runs[1])
-        losses = [trainer.train(trainer.resumed_settings(str(run), {"max_iters": 5})) for run in runs]
+        losses = [trainer.train(Settings(init_from="resume", out_dir=str(run)), {"max_iters": 5}) for run in runs]
         assert losses[0] == losses[1]
         assert_same_bits(*map(state_of, runs))
 

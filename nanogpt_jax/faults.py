@@ -1,0 +1,117 @@
+"""What may befall a run from outside: signals, a second run in its folder, a full disk, too little memory.
+
+Each becomes an orderly end with one line that says how to go on; the last whole checkpoint stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+from filelock import FileLock, Timeout
+
+from nanogpt_jax.checkpoint import FOLDER
+from nanogpt_jax.config import Settings
+from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE
+
+_LOCK = ".lock"
+
+
+class Stopped(Exception):
+    """The run was told to stop by signal `number`, and has saved."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """A list that a first SIGINT or SIGTERM is put into; a second one ends the process at once.
+
+    At once means by the kernel, without Python: whatever is being written is safe, since nothing is written in place.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+
+
+@contextlib.contextmanager
+def only_run_in(out_dir: Path) -> Iterator[None]:
+    """Keep other runs out of `out_dir`, which must exist, until the block or the process ends, however it ends.
+
+    Raises `UserError` if another run is at work there.
+    """
+    lock = FileLock(out_dir / _LOCK, timeout=0)
+    try:
+        with unwritable(out_dir):
+            lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another run is writing into out_dir={out_dir}; wait for it, stop it, or name another folder"
+        ) from None
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(lock.release)
+        yield
+
+
+@contextlib.contextmanager
+def unwritable(out_dir: Path) -> Iterator[None]:
+    """Before the first update: a folder that can't be written is a mistake of the user's."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"out_dir={out_dir} cannot be written ({error.strerror or error}); name another") from error
+
+
+@contextlib.contextmanager
+def in_one_line(settings: Settings) -> Iterator[None]:
+    """Make `RunFailed` of what the system refuses a run under way: memory, or room for what it writes."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunFailed(
+            f"the run in {settings.out_dir} could not write ({error.strerror or error}); its last checkpoint is whole: "
+            "make room, then go on with --init_from=resume"
+        ) from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = ", ".join(f"{name}={getattr(settings, name)}" for name in _SIZES)
+        raise RunFailed(f"out of memory with {sizes}; lower one of them, batch_size first") from error
+
+
+_SIZES = ("batch_size", "block_size", "n_layer", "n_embd")
+
+
+def set_previous_run_aside(out_dir: Path) -> None:
+    """Move what an earlier run left in `out_dir` to `out_dir/previous`, so that starting over loses nothing at once.
+
+    The run in `previous` goes once all of the later one has been moved beside it; a move that was cut short goes on.
+    """
+    there = [out_dir / name for name in (FOLDER, METRICS_FILE, CONFIG_FILE, "damaged") if (out_dir / name).exists()]
+    moving, aside = out_dir / "previous.moving", out_dir / "previous"
+    if there or moving.exists():
+        moving.mkdir(exist_ok=True)
+        for path in there:
+            path.rename(moving / path.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        moving.rename(aside)
+        print(f"{out_dir} held a run: it is in {aside} now", flush=True)
