@@ -32,7 +32,8 @@ _PEAK_FLOPS = {
 def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> str:
     """Make JAX run on `requested` (auto, cpu, gpu or tpu) and return which of cpu, gpu and tpu that is.
 
-    `join` is called when all is set but no device has been looked for: to join other processes. Must be called before the first array is made. Raises `UserError` with the line that installs what is missing.
+    `join` is called when all is set but no device has been looked for: to join other processes. Must be called
+    before the first array is made. Raises `UserError` with the line that installs what is missing.
     """
     if requested == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX takes the fastest kind it finds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -22,11 +23,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from nanogpt_jax.config import Settings
-from nanogpt_jax.errors import UserError, in_short
+from nanogpt_jax.errors import RunFailed, UserError, in_short
+from nanogpt_jax.faults import Stopped
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 25.0  # seconds without one after which a process counts as dead
 _DONE, _FAILED = "done", "failed: "
+_AGREEMENTS = itertools.count()  # every process goes through the same ones
 
 T = TypeVar("T")
 
@@ -37,8 +40,7 @@ def join(settings: Settings) -> None:
     Does nothing where there is neither. Must be called before JAX looks for devices. Raises `UserError` if the others
     cannot be reached within `connect_timeout` seconds.
     """
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    options: dict[str, Any] = {"initialization_timeout": settings.connect_timeout, "heartbeat_timeout_seconds": 100}
+    options: dict[str, Any] = {"initialization_timeout": settings.connect_timeout, "shutdown_timeout_seconds": 20}
     if settings.coordinator is not None:
         options |= {
             "coordinator_address": settings.coordinator,
@@ -50,7 +52,6 @@ def join(settings: Settings) -> None:
         jax.distributed.initialize(**options)
     except Exception as error:  # gRPC's, as JAX passes them on
         if "coordinator_address should be defined" in str(error):
-            jax.config.update("jax_cpu_collectives_implementation", "none")
             return  # no job that JAX knows of
         raise UserError(
             f"the processes of the job did not find each other at coordinator={settings.coordinator or 'automatic'} "
@@ -102,13 +103,14 @@ def together(prepare: Callable[[], T], facts: Callable[[T], Mapping[str, Any]]) 
         said = {"facts": {name: str(value) for name, value in facts(prepared).items()}}
     except UserError as problem:
         error, said = problem, {"error": str(problem)}
-    _store().key_value_set(f"start/{jax.process_index()}", json.dumps(said))
-    wait_for_all("start")
+    key = f"start/{next(_AGREEMENTS)}"
+    _store().key_value_set(f"{key}/{jax.process_index()}", json.dumps(said))
+    wait_for_all(key)
     if error is not None:
         raise error
     here = said["facts"]
     for process in range(jax.process_count()):
-        there = json.loads(_store().key_value_try_get(f"start/{process}"))
+        there = json.loads(_store().key_value_try_get(f"{key}/{process}"))
         if "error" in there:
             raise UserError(f"process {process} of {jax.process_count()} cannot start: {there['error']}")
         for name in sorted(here.keys() | there["facts"].keys()):
@@ -151,7 +153,10 @@ def watched(resume: str) -> Iterator[None]:
     watch.start()
     try:
         yield
-    except UserError as error:
+    except Stopped:
+        wait_for_all("stopped")
+        raise
+    except (UserError, RunFailed) as error:
         watch.tell(_FAILED + str(error))
         raise
     except Exception as error:
@@ -203,7 +208,7 @@ class _Watch(threading.Thread):
                 if process == self._me or sign == _DONE:
                     continue
                 who = f"process {process} of {jax.process_count()}"
-                if sign.startswith(_FAILED):
+                if sign.startswith(_FAILED) and time.monotonic() - since > 2 * BEAT:  # it may happen here too
                     self._end(f"{who} has {sign}")
                 if time.monotonic() - since > SILENCE:
                     self._end(f"{who} is gone (no sign of life for {SILENCE:.0f} s)")

@@ -72,11 +72,16 @@ def mesh_shape(requested: str, devices: int) -> MeshShape:
 def require_fit(shape: MeshShape, settings: Settings) -> None:
     """Raise `UserError` if the mesh does not divide the batch, the heads or the width."""
     rows = shape.data * shape.fsdp
+    sequences = settings.batch_size * settings.gradient_accumulation_steps
+    if settings.batch_size % rows and sequences % rows == 0:
+        raise UserError(
+            f"batch_size={settings.batch_size} cannot be split over the {rows} devices along data and fsdp of "
+            f"mesh={shape}; batch_size={rows} with gradient_accumulation_steps={sequences // rows} is as much"
+        )
     for name, what, along in (
-        ("batch_size", rows, "data x fsdp"),
+        ("batch_size", rows, "data and fsdp"),
         ("n_head", shape.tensor, "tensor"),
-        ("n_embd", shape.tensor, "tensor"),
-        ("n_embd", shape.fsdp, "fsdp"),
+        ("n_embd", shape.fsdp * shape.tensor, "fsdp and tensor"),
     ):
         size = getattr(settings, name)
         if size % what:
@@ -123,6 +128,12 @@ def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     """Where a batch (..., B, T) lies: its rows B over `data` and `fsdp`, micro-batches before them on every device."""
     return NamedSharding(mesh, P(*[None] * (ndim - 2), ROWS, None))
+
+
+def rounded_up(rows: int, mesh: Mesh | None) -> int:
+    """The least number of rows, from `rows` on, that the mesh divides."""
+    devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    return -(-rows // devices) * devices
 
 
 def stored_spec(layer: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
