@@ -48,16 +48,17 @@ def join(settings: Settings) -> None:
             "process_id": settings.process_id,
             "cluster_detection_method": "deactivate",
         }
+    apart = (
+        f"the processes of the job did not find each other at coordinator={settings.coordinator or 'automatic'} within "
+        f"connect_timeout={settings.connect_timeout} s; start all num_processes of them, with the address of process 0"
+    )
+    _say_if_jax_aborts(f"error: {apart}", status=2)
     try:
         jax.distributed.initialize(**options)
     except Exception as error:  # gRPC's, as JAX passes them on
         if "coordinator_address should be defined" in str(error):
             return  # no job that JAX knows of
-        raise UserError(
-            f"the processes of the job did not find each other at coordinator={settings.coordinator or 'automatic'} "
-            f"within connect_timeout={settings.connect_timeout} s ({in_short(error)}); start all of them, with the "
-            "address of process 0"
-        ) from error
+        raise UserError(f"{apart} ({in_short(error)})") from error
 
 
 def is_first() -> bool:
@@ -180,8 +181,8 @@ class _Watch(threading.Thread):
         self._mend = f"go on from its newest checkpoint: start all processes again with {resume}"
         self._count, self._me = 0, jax.process_index()
         self._status: str | None = None
-        if not is_first():
-            self._say_why_if_jax_aborts()
+        gone = "another process" if is_first() else "process 0, the coordinator,"
+        _say_if_jax_aborts(self._line(f"{gone} is gone (JAX has aborted)"), status=1)
 
     def tell(self, status: str) -> None:
         """The last sign, and an end of looking for others'."""
@@ -221,16 +222,23 @@ class _Watch(threading.Thread):
     def _line(self, what: str) -> str:
         return f"error: {' '.join(what.split())}, so process {self._me} stops; {self._mend}"
 
-    def _say_why_if_jax_aborts(self) -> None:
-        """Where the coordinator dies, JAX aborts the process from a thread of its own, before `run` can notice."""
-        line = self._line("process 0, the coordinator, is gone (JAX has aborted)").encode() + b"\n"
 
-        def last_words(number: int) -> None:
-            os.write(2, line)
-            os._exit(1)
+def _say_if_jax_aborts(line: str, status: int) -> None:
+    """Let `line` be the last words of this process, and `status` its exit status, if JAX aborts it.
 
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)  # must live as long as the process
-        ctypes.CDLL(None).signal(signal.SIGABRT, self._handler)
+    JAX does so from a thread of its own where the coordinator is out of reach, without asking Python.
+    """
+    global _last_words
+
+    def last_words(number: int) -> None:
+        os.write(2, line.encode() + b"\n")
+        os._exit(status)
+
+    _last_words = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)  # C's reference to it is none that Python knows of
+    ctypes.CDLL(None).signal(signal.SIGABRT, _last_words)
+
+
+_last_words: Any = None
 
 
 def _store() -> Any:
