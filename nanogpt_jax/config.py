@@ -120,6 +120,7 @@ class Settings:
     accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", "system", "attention kernel", KERNELS)
+    remat: bool = setting(False, "system", "compute each block again on the way back instead of keeping it: less memory, a third more work")
 
     mesh: str = setting("auto", PLACEMENT, "how devices are laid out, as in data:2,fsdp:4,tensor:2; auto: all of them along data")
     coordinator: str | None = setting(None, PLACEMENT, "HOST:PORT of process 0, for a job of several processes")

@@ -21,9 +21,13 @@ from jaxtyping import Array, Float, Int
 from nanogpt_jax import ops, sharding
 from nanogpt_jax.attention import cached_attention, causal_attention
 from nanogpt_jax.config import GPTConfig
+from nanogpt_jax.fused_loss import fused_cross_entropy
 
 LAYER_NORM_EPSILON = 1e-5
 INIT_STD = 0.02
+
+# From this vocabulary on, the logits of a batch are worth not keeping whole.
+FUSED_LOSS_FROM = 4096
 
 _ACTIVATIONS = {
     "gelu": ops.gelu,
@@ -139,11 +143,14 @@ class GPT(nn.Module):
         config: the shape.
         dtype: the type of matrix products; parameters, layer norms, softmax and logits are float32 whatever it is.
         kernel: which attention kernel to use over whole sequences, as `attention.choose_kernel` names it.
+        remat: keep of each block only what goes in, and compute the rest again on the way back: about a third more
+            work, for a fraction of the memory.
     """
 
     config: GPTConfig
     dtype: Any = jnp.float32
     kernel: str = "xla"
+    remat: bool = False
 
     def setup(self) -> None:
         cfg = self.config
@@ -151,7 +158,8 @@ class GPT(nn.Module):
         self.wte = nn.Embed(cfg.vocab_size, cfg.n_embd, embedding_init=normal)
         self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
         self.drop = nn.Dropout(cfg.dropout)
-        self.h = [Block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # static: batch and train
+        self.h = [block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
         self.ln_f = LayerNorm(cfg.bias)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
@@ -163,6 +171,16 @@ class GPT(nn.Module):
     def hidden(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T C"]:
         """The residual stream after the last layer norm: what the head reads."""
         return self._blocks(idx, None, 0, train)[0]
+
+    def loss(
+        self, idx: Int[Array, "B T"], targets: Int[Array, "B T"], weights: Float[Array, "B T"], *, train: bool = False
+    ) -> Float[Array, ""]:
+        """The weighted sum of the targets' cross-entropies, in nats."""
+        x = self.hidden(idx, train=train)
+        if self.config.tie_word_embeddings and self.config.vocab_size >= FUSED_LOSS_FROM:
+            table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
+            return sharding.sum_over_rows(fused_cross_entropy)(x.astype(self.dtype), table, targets, weights)
+        return _weighted_cross_entropy(self.head(x), targets, weights)
 
     def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
         """Logits of the token after the one at `index` of the T; the head reads no other position."""
@@ -203,7 +221,8 @@ class GPT(nn.Module):
         self, idx: Array, cache: Cache | None, position: Array | int, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         B, T = idx.shape
-        x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), idx) + self._positions(position, T)
+        table = sharding.gathered(self.wte.embedding, "wte")
+        x = ops.embedding(table, idx) + ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
@@ -231,6 +250,12 @@ class Bigram(nn.Module):
         """Logits of the token after each position."""
         return self.wte(idx)
 
+    def loss(
+        self, idx: Int[Array, "B T"], targets: Int[Array, "B T"], weights: Float[Array, "B T"], *, train: bool = False
+    ) -> Float[Array, ""]:
+        """As `GPT.loss`."""
+        return _weighted_cross_entropy(self(idx), targets, weights)
+
     def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
         """As `GPT.logits_at`."""
         return self.wte(idx[:, index])
@@ -244,6 +269,11 @@ class Bigram(nn.Module):
     def init_cache(self, batch: int) -> Cache:
         """An empty cache: there is nothing to remember."""
         return ()
+
+
+def _weighted_cross_entropy(logits: Float[Array, "B T V"], targets: Array, weights: Array) -> Float[Array, ""]:
+    losses = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+    return jnp.sum(losses * weights.reshape(-1))
 
 
 def _residual_std(config: GPTConfig) -> float:

@@ -105,6 +105,23 @@ def _embedding_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, N
 embedding.defvjp(_embedding_forward, _embedding_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def to_every_row(table: Float[Array, "T C"], batch: int) -> Float[Array, "B T C"]:
+    """The same rows for each of `batch` sequences. Their gradient, a sum over sequences, is a product with ones."""
+    return jnp.broadcast_to(table, (batch, *table.shape))
+
+
+def _to_every_row_forward(table: Array, batch: int) -> tuple[Array, None]:
+    return to_every_row(table, batch), None
+
+
+def _to_every_row_backward(batch: int, _: None, dy: Array) -> tuple[Array]:
+    return (jnp.einsum("b,btc->tc", jnp.ones(batch, dy.dtype), dy, precision=jax.lax.Precision.HIGHEST),)
+
+
+to_every_row.defvjp(_to_every_row_forward, _to_every_row_backward)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def split_heads(
     qkv: Float[Array, "N 3*C"], batch: int, heads: int

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from nanogpt_jax.ops import cross_entropy
-
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
 
@@ -72,17 +70,16 @@ def loss_fn(
     model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the targets, in nats per token; with a key, under dropout."""
-    return token_losses(model, params, batch, dropout_key).mean()
+    weights = jnp.full(batch.targets.shape, 1 / batch.targets.size)
+    return _weighted_loss(model, params, batch, weights, dropout_key)
 
 
-def token_losses(
-    model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
-) -> Float[Array, "B T"]:
-    """Cross-entropy of each target, in nats."""
+def _weighted_loss(
+    model: nn.Module, params: Params, batch: Batch, weights: Float[Array, "B T"], dropout_key: PRNGKeyArray | None
+) -> Float[Array, ""]:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    logits = model.apply({"params": params}, batch.tokens, train=dropout_key is not None, rngs=rngs)
-    losses = cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.targets.reshape(-1))
-    return losses.reshape(batch.targets.shape)
+    train = dropout_key is not None
+    return model.apply({"params": params}, *batch, weights, train=train, rngs=rngs, method="loss")
 
 
 def make_train_step(
@@ -143,6 +140,6 @@ def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B
     """
 
     def eval_step(params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
-        return jnp.sum(token_losses(model, params, batch) * weights)
+        return _weighted_loss(model, params, batch, weights, None)
 
     return jax.jit(eval_step)

@@ -1,5 +1,6 @@
 """The models: their parameters are GPT-2's, and their logits those of a plain numpy twin."""
 
+import dataclasses
 import functools
 import math
 
@@ -142,3 +143,26 @@ def test_bigram_reads_its_logits_off_a_table():
     params = init_params(model, 0)
     idx = np.array([[3, 1, 6]])
     np.testing.assert_array_equal(forward(model, params, idx)[0], np.asarray(params["wte"]["embedding"])[idx[0]])
+
+
+def test_a_large_vocabulary_and_remat_change_no_number(monkeypatch):
+    """The fused loss, and blocks computed twice: the loss and gradients of the plain model."""
+    config = dataclasses.replace(SMALL, dropout=0.1)
+    idx, targets = np.random.default_rng(0).integers(0, config.vocab_size, (2, 2, config.block_size))
+    weights = np.full(idx.shape, 1 / idx.size, np.float32)
+
+    def value_and_grad(model):
+        params = init_params(GPT(config), 0)
+        rngs = {"dropout": jax.random.key(1)}
+
+        def loss(params):
+            return model.apply({"params": params}, idx, targets, weights, train=True, rngs=rngs, method="loss")
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain = value_and_grad(GPT(config))
+    again = value_and_grad(GPT(config, remat=True))
+    monkeypatch.setattr("nanogpt_jax.model.FUSED_LOSS_FROM", 1)
+    fused = value_and_grad(GPT(config))
+    for other in (again, fused):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
