@@ -1,11 +1,11 @@
 """Bytes that a compiled XLA program moves: over the interconnect, by kind of collective, and through memory.
 
 Read from the program's text, by these rules. An instruction counts as often as it runs: a loop's body as often as the
-compiler knows or its condition says that it turns (once where neither does), a branch as if taken. A collective that the compiler has cut into
-steps of several fusions has one channel and counts once. Of an array of S bytes in a group of n devices each sends
-S(n-1)/n to gather the whole or to exchange all with all, S(n-1)/n of the unreduced array to reduce and scatter,
-2S(n-1)/n to reduce everywhere, and S to pass it on. Memory traffic is what every instruction reads and writes outside
-the chip's on-chip memory.
+compiler knows or its condition says that it turns (once where neither does), a branch as if taken. A collective that
+the compiler has cut into steps of several fusions has one channel and counts once. Of an array of S bytes in a group of
+n devices each sends S(n-1)/n to gather the whole or to exchange all with all, S(n-1)/n of the unreduced array to reduce
+and scatter, 2S(n-1)/n to reduce everywhere, and S to pass it on. Memory traffic is what every instruction reads and
+writes outside the chip's on-chip memory, whole arrays even where a part would do: more than there is, if anything.
 """
 
 from __future__ import annotations

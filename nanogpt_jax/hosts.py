@@ -52,13 +52,17 @@ def join(settings: Settings) -> None:
         f"the processes of the job did not find each other at coordinator={settings.coordinator or 'automatic'} within "
         f"connect_timeout={settings.connect_timeout} s; start all num_processes of them, with the address of process 0"
     )
-    _say_if_jax_aborts(f"error: {apart}", status=2)
     try:
-        jax.distributed.initialize(**options)
+        with _last_words_if_jax_aborts(f"error: {apart}", status=2):
+            jax.distributed.initialize(**options)
     except Exception as error:  # gRPC's, as JAX passes them on
-        if "coordinator_address should be defined" in str(error):
-            return  # no job that JAX knows of
+        if settings.coordinator is None and any(words in str(error) for words in _NO_JOB):
+            return
         raise UserError(f"{apart} ({in_short(error)})") from error
+
+
+# JAX's words where it knows of no job, and where it is at work already, as in a program that calls ours.
+_NO_JOB = ("coordinator_address should be defined", "must be called before")
 
 
 def is_first() -> bool:
@@ -152,24 +156,25 @@ def watched(resume: str) -> Iterator[None]:
         return
     watch = _Watch(resume)
     watch.start()
-    try:
-        yield
-    except Stopped:
-        wait_for_all("stopped")
-        raise
-    except (UserError, RunFailed) as error:
-        watch.tell(_FAILED + str(error))
-        raise
-    except Exception as error:
-        # A process that is gone shows as a failed collective here first. The watch knows better, if soon.
-        time.sleep(SILENCE + 3 * BEAT)
-        traceback.print_exc()
-        watch.tell(_FAILED + f"{type(error).__name__}: {in_short(error)}")
-        time.sleep(3 * BEAT)
-        os._exit(1)  # without the shutdown, which would wait for the others
-    else:
+    gone = "another process" if is_first() else "process 0, the coordinator,"
+    with _last_words_if_jax_aborts(watch.line(f"{gone} is gone (JAX has aborted)"), status=1):
+        try:
+            yield
+        except Stopped:
+            wait_for_all("stopped")
+            watch.tell(_DONE)
+            raise
+        except (UserError, RunFailed) as error:
+            watch.tell(_FAILED + str(error))
+            raise
+        except Exception as error:
+            # A process that is gone shows as a failed collective here first. The watch knows better, if soon.
+            time.sleep(SILENCE + 3 * BEAT)
+            traceback.print_exc()
+            watch.tell(_FAILED + f"{type(error).__name__}: {in_short(error)}")
+            time.sleep(3 * BEAT)
+            os._exit(1)  # without the shutdown, which would wait for the others
         wait_for_all("end")
-    finally:
         watch.tell(_DONE)
 
 
@@ -181,8 +186,6 @@ class _Watch(threading.Thread):
         self._mend = f"go on from its newest checkpoint: start all processes again with {resume}"
         self._count, self._me = 0, jax.process_index()
         self._status: str | None = None
-        gone = "another process" if is_first() else "process 0, the coordinator,"
-        _say_if_jax_aborts(self._line(f"{gone} is gone (JAX has aborted)"), status=1)
 
     def tell(self, status: str) -> None:
         """The last sign, and an end of looking for others'."""
@@ -216,29 +219,33 @@ class _Watch(threading.Thread):
             time.sleep(BEAT)
 
     def _end(self, what: str) -> None:
-        print(self._line(what), file=sys.stderr, flush=True)
+        print(self.line(what), file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _line(self, what: str) -> str:
+    def line(self, what: str) -> str:
+        """What befell another process, and how to go on, as one line."""
         return f"error: {' '.join(what.split())}, so process {self._me} stops; {self._mend}"
 
 
-def _say_if_jax_aborts(line: str, status: int) -> None:
-    """Let `line` be the last words of this process, and `status` its exit status, if JAX aborts it.
+@contextlib.contextmanager
+def _last_words_if_jax_aborts(line: str, status: int) -> Iterator[None]:
+    """Let `line` be the last words of this process, and `status` its exit status, if JAX aborts it in the block.
 
     JAX does so from a thread of its own where the coordinator is out of reach, without asking Python.
     """
-    global _last_words
 
     def last_words(number: int) -> None:
         os.write(2, line.encode() + b"\n")
         os._exit(status)
 
-    _last_words = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)  # C's reference to it is none that Python knows of
-    ctypes.CDLL(None).signal(signal.SIGABRT, _last_words)
-
-
-_last_words: Any = None
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)
+    c_signal = ctypes.CDLL(None).signal
+    c_signal.argtypes, c_signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    usual = c_signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        c_signal(signal.SIGABRT, usual)
 
 
 def _store() -> Any:

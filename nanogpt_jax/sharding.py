@@ -172,7 +172,9 @@ def gathered(x: Float[Array, "*K M"], layer: str) -> Float[Array, "*K M"]:
     if layer == "c_attn":
         x = _by_device(_constrained(x, stored))
         stored = P("fsdp", "tensor")
-    return _moved(_constrained(x, stored), used, stored)
+    x = _moved(_constrained(x, stored), used, stored)
+    # Rows are added to the table's gradient one by one; XLA cannot bring them to a share of both axes in one go.
+    return _constrained(x, used) if layer == "wte" and sizes["tensor"] > 1 else x
 
 
 def split_heads(qkv: Float[Array, "N 3*C"], batch: int, heads: int) -> tuple[Array, Array, Array]:
