@@ -21,7 +21,7 @@ from .conftest import ROOT
 
 SMALL, LARGE = 64, 4096  # vocabularies: from 4096 on the head and the loss are one function
 MESHES = {
-    "data:2": 2, "fsdp:2": 2, "tensor:2": 2, "data:2,fsdp:2": 4, "fsdp:2,tensor:2": 4, "data:8": 8, "fsdp:8": 8,
+    "data:2": 2, "tensor:2": 2, "fsdp:2,tensor:2": 4, "data:8": 8, "fsdp:8": 8,
     "data:2,fsdp:2,tensor:2": 8,
 }  # fmt: skip
 RUNS = [
