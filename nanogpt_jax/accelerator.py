@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +29,11 @@ _PEAK_FLOPS = {
 }
 
 
-def use_accelerator(requested: str) -> str:
+def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> str:
     """Make JAX run on `requested` (auto, cpu, gpu or tpu) and return which of cpu, gpu and tpu that is.
 
-    Must be called before the first array is made. Raises `UserError` with the line that installs what is missing.
+    `join` is called when all is set but no device has been looked for: to join other processes. Must be called
+    before the first array is made. Raises `UserError` with the line that installs what is missing.
     """
     if requested == "cpu":
         jax.config.update("jax_platforms", "cpu")  # else JAX takes the fastest kind it finds
@@ -40,6 +42,8 @@ def use_accelerator(requested: str) -> str:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     _keep_freed_memory()
     _remember_compiled_programs()
+    if join is not None:
+        join()
     found = jax.default_backend()
     if requested not in ("auto", found):
         raise UserError(
@@ -86,6 +90,7 @@ def peak_flops() -> float | None:
 
 
 def describe() -> str:
-    """Device kind and count, in words."""
+    """Device kind and count, and of how many hosts, in words."""
     devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}"
+    hosts = jax.process_count()
+    return f"{len(devices)} x {devices[0].device_kind}, {hosts} host{'s' if hosts > 1 else ''}"

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.sharding import on_own_heads
 from nanogpt_jax.softmax_attention import MASKED, softmax_attention
+
+# Splash attention reads so many positions at a time; sequences of other lengths take the plain kernel.
+SPLASH_BLOCK = 128
 
 
 def choose_kernel(requested: str, platform: str, head_size: int, dtype: jnp.dtype, dropout: float) -> str:
@@ -50,9 +54,9 @@ def causal_attention(
     With a `key`, each attention weight is dropped with probability `dropout` and the rest scaled up to keep the mean.
     """
     if kernel == "cudnn":
-        return _cudnn_attention(q, k, v)
-    if kernel == "splash":
-        return _splash_attention(q, k, v)
+        return on_own_heads(_cudnn_attention)(q, k, v)
+    if kernel == "splash" and q.shape[-2] % SPLASH_BLOCK == 0:
+        return on_own_heads(_splash_attention)(q, k, v)
     keep = None
     if key is not None and dropout > 0:
         shape = (*q.shape[:-1], k.shape[-2])

@@ -102,7 +102,7 @@ class Checkpoint:
                 with contextlib.closing(ocp.StandardCheckpointer()) as orbax:
                     there = _named(dict(orbax.metadata(self.folder / item).item_metadata.tree))
                     self._require_same_shapes(small | there, wanted)
-                    abstract = {name: ocp.utils.to_shape_dtype_struct(wanted[name]) for name in there}
+                    abstract = {name: _abstract(wanted[name]) for name in there}
                     large = orbax.restore(self.folder / item, abstract)
             self._require_same_shapes(small | large, wanted)
         except UserError:
@@ -154,7 +154,8 @@ class CheckpointWriter:
     def __init__(self, out_dir: Path, since: Checkpoint | None = None, *, large: int = LARGE) -> None:
         """Open for a run that goes on from `since`; what lies beyond it is damaged and is set aside."""
         folder = (out_dir / FOLDER).absolute()
-        _set_damaged_aside(out_dir, 0 if since is None else since.run.step)
+        if jax.process_index() == 0:
+            _set_damaged_aside(out_dir, 0 if since is None else since.run.step)
         runs = [] if since is None else [_run_document(folder / str(step)) for step in _undamaged_steps(out_dir)]
         self._kept = _Kept([(run.val_loss, run.step) for run in runs if run.val_loss is not None])
         self._large, self._is_open = large, True
@@ -345,6 +346,12 @@ def _set_damaged_aside(out_dir: Path, step: int) -> None:
 def _split(state: TrainState) -> tuple[Params, dict[str, Any]]:
     """The parameters, and the rest of the state: sampling reads the first without the second."""
     return state.params, {"step": state.step, "opt_state": state.opt_state, "seed": state.seed}
+
+
+def _abstract(like: Any) -> jax.ShapeDtypeStruct:
+    """What to restore, and where to: where `like` lies, or on this process's first device, wherever it was saved."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=getattr(like, "sharding", None) or here)
 
 
 def _named(tree: Any) -> dict[str, Any]:

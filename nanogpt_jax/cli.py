@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from nanogpt_jax.config import ACCELERATORS, DTYPES, PRESETS, Settings, preset, require_choice
+from nanogpt_jax.config import ACCELERATORS, DTYPES, PLACEMENT_SETTINGS, PRESETS, Settings, preset, require_choice
 from nanogpt_jax.errors import RunFailed, UserError
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -117,7 +117,22 @@ def train(argv: Sequence[str]) -> int:
 
     accelerator = explicit.get("accelerator", "auto")
     require_choice("accelerator", accelerator, ACCELERATORS)
-    platform = use_accelerator(accelerator)
+    where = Settings(**{name: value for name, value in explicit.items() if name in PLACEMENT_SETTINGS})
+    if where.compile_only is not None:
+        from nanogpt_jax.compile_only import report
+
+        base = PRESETS["gpt2"] if base is None else base
+        print(report(Settings(**{**base, **explicit})))
+        return OK
+
+    from nanogpt_jax import hosts
+
+    platform = use_accelerator(accelerator, lambda: hosts.join(where))
+    with hosts.only_first_prints():
+        return _train(base, explicit, platform)
+
+
+def _train(base: Mapping[str, Any] | None, explicit: dict[str, Any], platform: str) -> int:
     if base is None:
         named = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
         print(f"no preset named: taking {named}, which suits a {platform.upper()}")

@@ -133,7 +133,8 @@ def open_data(settings: Settings) -> Data:
     folder = Path(settings.data_dir) / settings.dataset
     if (folder / "meta.json").is_file():
         meta = load_meta(folder)
-        file = open_tokens(folder / "train.bin", meta.vocab_size, settings.block_size, meta.train_tokens)
+        path, sizes = folder / "train.bin", (meta.vocab_size, settings.block_size, meta.train_tokens)
+        file = open_tokens(path, *sizes, meta.shards("train"))
         return Data(file, str(folder))
     vocab_size = settings.vocab_size or 65
     chances = 1 / np.arange(1, vocab_size + 1)  # Zipf's law, so that there is something to learn

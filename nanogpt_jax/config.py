@@ -21,6 +21,7 @@ KERNELS = ("auto", "xla", "cudnn", "splash")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MAX_VOCAB_SIZE = 65_536  # token files hold uint16
 MAX_SEED = 2**32 - 1
+PLACEMENT = "devices"  # the group of settings that say where a run runs, and so are not part of what it is
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,13 @@ class Settings:
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", "system", "attention kernel", KERNELS)
     remat: bool = setting(False, "system", "compute each block again on the way back instead of keeping it: less memory, a third more work")
+
+    mesh: str = setting("auto", PLACEMENT, "how devices are laid out, as in data:2,fsdp:4,tensor:2; auto: all of them along data")
+    coordinator: str | None = setting(None, PLACEMENT, "HOST:PORT of process 0, for a job of several processes")
+    num_processes: int | None = setting(None, PLACEMENT, "processes in the job")
+    process_id: int | None = setting(None, PLACEMENT, "which of them this is, from 0")
+    connect_timeout: int = setting(300, PLACEMENT, "seconds to wait for the other processes at the start")
+    compile_only: str | None = setting(None, PLACEMENT, "compile for a TPU slice such as v5e:4x4 without having it, say what a step takes there, and stop")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -153,7 +161,23 @@ class Settings:
         for name in ("out_dir", "init_from", "dataset", "data_dir"):
             if not getattr(self, name) or "\0" in getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)!r} is not a name a file system takes; give one")
+        self._check_placement()
         self.gpt_config(vocab_size=self.vocab_size or 1)  # checks the shape
+
+    def _check_placement(self) -> None:
+        require_at_least("connect_timeout", self.connect_timeout, 1)
+        job = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
+        if all(value is None for value in job.values()):
+            return
+        for name, value in job.items():
+            if value is None:
+                raise UserError(f"{name} is missing; coordinator, num_processes and process_id go together")
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+            raise UserError(f"coordinator={self.coordinator!r} is not HOST:PORT; give the address of process 0")
+        require_at_least("num_processes", self.num_processes, 1)
+        require_at_least("process_id", self.process_id, 0)
+        require_at_most("process_id", self.process_id, self.num_processes - 1, "processes are counted from 0")
 
     def gpt_config(self, vocab_size: int) -> GPTConfig:
         """The model's shape for a tokenizer of `vocab_size` tokens, padded to `self.vocab_size` where that is larger.
@@ -205,6 +229,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                                  batch_size=1, gradient_accumulation_steps=32, max_iters=20, learning_rate=3e-5, decay_lr=False),
 }
 # fmt: on
+
+
+PLACEMENT_SETTINGS = tuple(f.name for f in dataclasses.fields(Settings) if f.metadata["group"] == PLACEMENT)
 
 
 def preset(name: str, **changes: Any) -> Settings:

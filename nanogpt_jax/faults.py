@@ -34,6 +34,8 @@ class Stopped(Exception):
 def signals() -> Iterator[list[int]]:
     """A list that a first SIGINT or SIGTERM is put into; a second one ends the process at once.
 
+    Of several processes, JAX listens to SIGTERM, see `hosts.should_stop`.
+
     At once means by the kernel, without Python: whatever is being written is safe, since nothing is written in place.
     """
     received: list[int] = []
@@ -43,7 +45,8 @@ def signals() -> Iterator[list[int]]:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
+    before = {number: signal.signal(number, note) for number in ours}
     try:
         yield received
     finally:

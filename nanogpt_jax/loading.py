@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
+from nanogpt_jax import sharding
 from nanogpt_jax.accelerator import resolve_dtype
 from nanogpt_jax.attention import choose_kernel
 from nanogpt_jax.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
-from nanogpt_jax.config import PRETRAINED, GPTConfig, Settings
+from nanogpt_jax.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.interop import NanoGPTCheckpoint, read_hf_config, read_hf_params
 from nanogpt_jax.model import GPT, Bigram
@@ -36,7 +38,7 @@ class Weights(NamedTuple):
     settings: dict[str, Any]  # the `SHAPE` settings
     vocab_size: int
     tokenizer: dict[str, Any] | None
-    load: Callable[[nn.Module], Params]
+    load: Callable[[nn.Module, Mesh | None], Params]  # onto a mesh: each device its own shards
 
 
 def open_run(out_dir: Path) -> Checkpoint:
@@ -117,9 +119,10 @@ def _run_weights(out_dir: Path) -> Weights:
     checkpoint = open_best(out_dir)
     run, settings = checkpoint.run, stored_settings(checkpoint.run)
 
-    def load(model: nn.Module) -> Params:
+    def load(model: nn.Module, mesh: Mesh | None = None) -> Params:
         whole = model.clone(config=dataclasses.replace(model.config, block_size=settings.block_size))
-        return _cropped(checkpoint.params(jax.eval_shape(lambda: init_params(whole, 0))), model)
+        like = sharding.placed(mesh, jax.eval_shape(lambda: init_params(whole, 0)))
+        return _cropped(checkpoint.params(like), model)
 
     return Weights({name: getattr(settings, name) for name in SHAPE}, run.vocab_size, run.tokenizer, load)
 
@@ -137,7 +140,12 @@ def _hf_weights(folder: Path) -> Weights:
 
 def _foreign_weights(config: GPTConfig, tokenizer: dict[str, Any] | None, read: Callable[[], Params]) -> Weights:
     settings = {"model": "gpt", **{name: value for name, value in vars(config).items() if name in SHAPE}}
-    return Weights(settings, config.vocab_size, tokenizer, lambda model: jax.device_put(_cropped(read(), model)))
+
+    def load(model: nn.Module, mesh: Mesh | None = None) -> Params:
+        params = _cropped(read(), model)
+        return jax.device_put(params, None if mesh is None else sharding.state_shardings(mesh, params))
+
+    return Weights(settings, config.vocab_size, tokenizer, load)
 
 
 def _cropped(params: Params, model: nn.Module) -> Params:
@@ -148,12 +156,13 @@ def _cropped(params: Params, model: nn.Module) -> Params:
 
 
 def stored_settings(run: RunDocument, changes: Mapping[str, Any] | None = None) -> Settings:
-    """The settings inside a checkpoint, with `changes` applied; `UserError` if they are not settings."""
+    """The settings inside a checkpoint, but for where it ran, with `changes` applied; `UserError` if they are none."""
     names = {f.name for f in dataclasses.fields(Settings)}
     unknown = sorted(set(run.settings) - names)
+    kept = {name: value for name, value in run.settings.items() if name not in PLACEMENT_SETTINGS}
     if unknown:
         raise UserError(f"the checkpoint has a setting {unknown[0]!r} this version does not know; use the one it is of")
-    return Settings(**{**run.settings, **(changes or {})})
+    return Settings(**{**kept, **(changes or {})})
 
 
 def build_model(settings: Settings, vocab_size: int, platform: str) -> nn.Module:

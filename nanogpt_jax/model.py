@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nanogpt_jax import ops
+from nanogpt_jax import ops, sharding
 from nanogpt_jax.attention import cached_attention, causal_attention
 from nanogpt_jax.config import GPTConfig
 from nanogpt_jax.decoding_weights import ROWS, Rows, times
@@ -62,9 +62,10 @@ class Linear(nn.Module):
             y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
-            y = ops.linear(x.astype(self.dtype), kernel.astype(self.dtype))
+            y = ops.linear(x.astype(self.dtype), sharding.gathered(kernel.astype(self.dtype), self.name))
         if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            y += sharding.gathered(bias, self.name)
         return y
 
 
@@ -93,7 +94,7 @@ class CausalSelfAttention(nn.Module):
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
-        q, k, v = ops.split_heads(qkv, batch, cfg.n_head)
+        q, k, v = sharding.split_heads(qkv, batch, cfg.n_head)
         if cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
@@ -181,7 +182,8 @@ class GPT(nn.Module):
         """The weighted sum of the targets' cross-entropies, in nats."""
         x = self.hidden(idx, train=train)
         if self.config.tie_word_embeddings and self.config.vocab_size >= FUSED_LOSS_FROM:
-            return fused_cross_entropy(x.astype(self.dtype), self.wte.embedding.astype(self.dtype), targets, weights)
+            table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
+            return sharding.sum_over_rows(fused_cross_entropy)(x.astype(self.dtype), table, targets, weights)
         return _weighted_cross_entropy(self.head(x), targets, weights)
 
     def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
@@ -212,23 +214,25 @@ class GPT(nn.Module):
         if self.has_variable(ROWS, "head"):
             logits = times(flat, self.get_variable(ROWS, "head"))
         elif self.config.tie_word_embeddings:
-            logits = times(flat, Rows(self.wte.embedding.astype(self.dtype)))
+            table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
+            logits = times(flat, Rows(table))
         else:
             logits = self.lm_head(flat).astype(jnp.float32)
         return logits.reshape(*x.shape[:-1], -1)
 
     def _positions(self, position: Array | int, length: int) -> Float[Array, "T C"]:
-        return jax.lax.dynamic_slice_in_dim(self.wpe.embedding, position, length)
+        return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
     def _blocks(
         self, idx: Array, cache: Cache | None, position: Array | int, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         B, T = idx.shape
-        x = ops.embedding(self.wte.embedding, idx) + ops.to_every_row(self._positions(position, T), B)
+        table = sharding.gathered(self.wte.embedding, "wte")
+        x = ops.embedding(table, idx) + ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x, kept = block(x, B, train, old, position)
+            x, kept = block(sharding.split_by_rows(x), B, train, old, position)
             new.append(kept)
         return self.ln_f(x).reshape(B, T, -1), None if cache is None else tuple(new)
 

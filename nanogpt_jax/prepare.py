@@ -42,6 +42,7 @@ LONGEST_UNCUT = 1 << 17  # characters without a place to cut, after which they a
 TRAINING_PIECE = 1 << 12  # characters that a BPE learns from at a time, and so nearly the longest word it sees
 TRAINING_CHARACTERS = 1 << 28  # that a BPE learns from at most, since every different word is held in memory
 WORKERS = min(os.cpu_count() or 1, 8)
+LEAST_SHARD = 1024  # tokens; smaller ones would be thousands of open files
 LARGEST_META = 1 << 26  # bytes; 65,536 merges take a few million
 
 Split = Literal["train", "val"]
@@ -51,13 +52,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Meta:
-    """What `meta.json` says of a data set; `tokenizer` is the document of `Tokenizer.to_json`."""
+    """What `meta.json` says of a data set; `tokenizer` is the document of `Tokenizer.to_json`.
+
+    Where splits are cut into several files, `files` names them in their order.
+    """
 
     vocab_size: int
     dtype: str
     train_tokens: int
     val_tokens: int
     tokenizer: dict[str, Any]
+    files: dict[str, list[str]] | None = None
+
+    def shards(self, split: str) -> Sequence[str]:
+        """The files of a split; none where it is one file under its own name."""
+        return () if self.files is None else self.files[split]
 
 
 @dataclass(frozen=True)
@@ -80,17 +89,25 @@ class Summary:
 
 @plain_os_errors("preparing a text")
 def prepare_text(
-    sources: Sequence[Path], folder: Path, tokenizer: str = "char", val_fraction: float = 0.1, *, chunk: int = CHUNK
+    sources: Sequence[Path],
+    folder: Path,
+    tokenizer: str = "char",
+    val_fraction: float = 0.1,
+    *,
+    chunk: int = CHUNK,
+    shard_tokens: int | None = None,
 ) -> Summary:
     """Make `folder` a data set of UTF-8 text files, taken one after the other as they are, line ends included.
 
     The first `1 - val_fraction` of the characters are for training, the rest for validation, encoded separately as in
     nanoGPT. `tokenizer` is `char`, `gpt2` or `bpe:SIZE`; a BPE learns from the training characters alone, evenly
     thinned to `TRAINING_CHARACTERS`. Files are read `chunk` bytes at a time, twice, and thrice for a BPE that is
-    trained. Raises `UserError` where a file cannot be read or is not UTF-8, or there is too little text.
+    trained. With `shard_tokens` a split lies in files of that many tokens, `train_000.bin` and so on. Raises
+    `UserError` where a file cannot be read or is not UTF-8, or there is too little text.
     """
     size = _bpe_size(tokenizer)
     _require_fraction(val_fraction)
+    _require_shard(shard_tokens)
     require_regular_files(sources)
     length, characters = _census(read_text(sources, chunk, "reading"))
     names = ", ".join(map(str, sources))
@@ -123,13 +140,19 @@ def prepare_text(
     def encode(piece: tuple[Split, str]) -> tuple[Split, TokenIds]:
         return piece[0], made.encode_ordinary(piece[1])
 
-    meta = _write(folder, made, _in_order(encode, pieces()))
+    meta = _write(folder, made, _in_order(encode, pieces()), shard_tokens)
     return Summary(folder, "characters", length, meta)
 
 
 @plain_os_errors("preparing documents")
 def prepare_documents(
-    documents: Iterable[str], folder: Path, tokenizer: str = "gpt2", val_fraction: float = 0.0005, seed: int = 2357
+    documents: Iterable[str],
+    folder: Path,
+    tokenizer: str = "gpt2",
+    val_fraction: float = 0.0005,
+    seed: int = 2357,
+    *,
+    shard_tokens: int | None = None,
 ) -> Summary:
     """Make `folder` a data set of documents, each followed by the end-of-text token.
 
@@ -139,6 +162,7 @@ def prepare_documents(
     """
     size = _bpe_size(tokenizer)
     _require_fraction(val_fraction)
+    _require_shard(shard_tokens)
     if tokenizer == "char":
         raise UserError("tokenizer=char has no token to end a document with; choose gpt2 or bpe:SIZE")
     if size is not None and iter(documents) is documents:
@@ -178,7 +202,7 @@ def prepare_documents(
                 "give more documents, or another val_fraction"
             )
 
-    meta = _write(folder, made, parts())
+    meta = _write(folder, made, parts(), shard_tokens)
     return Summary(folder, "documents", count, meta)
 
 
@@ -250,7 +274,10 @@ def load_meta(folder: Path) -> Meta:
             raise refuse(f"has {name} {shown(value)} where a number from 1 to {largest} belongs")
     if not isinstance(document.get("tokenizer"), dict):
         raise refuse(f"has tokenizer {shown(document.get('tokenizer'))} where an object belongs")
-    return Meta(**{name: document[name] for name in Meta.__dataclass_fields__})
+    files = document.get("files")
+    if files is not None and not (isinstance(files, dict) and all(_are_names(files.get(s)) for s in ("train", "val"))):
+        raise refuse(f"has files {shown(files)} where the names of both splits' files belong")
+    return Meta(**{name: document.get(name) for name in Meta.__dataclass_fields__})
 
 
 def load_tokenizer(document: Any) -> Tokenizer:
@@ -332,21 +359,24 @@ def _in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
             yield waiting.popleft().result()
 
 
-def _write(folder: Path, tokenizer: Tokenizer, parts: Iterable[tuple[Split, TokenIds]]) -> Meta:
+def _write(
+    folder: Path, tokenizer: Tokenizer, parts: Iterable[tuple[Split, TokenIds]], shard_tokens: int | None
+) -> Meta:
     """Write a data set. Until all of it lies on the disk whole, the one that was there stays as it is."""
     is_new = not folder.exists()
-    tokens = {"train": 0, "val": 0}
     try:
         with contextlib.ExitStack() as stack:
-            # They get their names in the reverse order, the seal last.
-            names = ("meta.json", "val.bin", "train.bin")
-            files = {name: stack.enter_context(replace_when_whole(folder / name)) for name in names}
+            # Files get their names in the reverse order, the seal last.
+            seal = stack.enter_context(replace_when_whole(folder / "meta.json"))
+            splits = {split: _SplitFiles(folder, split, shard_tokens, stack) for split in ("val", "train")}
             for split, ids in parts:
-                files[f"{split}.bin"].write(ids.astype("<u2").tobytes())
-                tokens[split] += len(ids)
-            meta = Meta(tokenizer.vocab_size, "uint16", tokens["train"], tokens["val"], tokenizer.to_json())
-            files["meta.json"].write(json.dumps(asdict(meta), indent=2, ensure_ascii=False).encode() + b"\n")
-            for file in files.values():
+                splits[split].write(ids)
+            sizes = (splits["train"].tokens, splits["val"].tokens)
+            names = None if shard_tokens is None else {split: files.names for split, files in splits.items()}
+            meta = Meta(tokenizer.vocab_size, "uint16", *sizes, tokenizer.to_json(), names)
+            document = {name: value for name, value in asdict(meta).items() if value is not None}
+            seal.write(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
+            for file in (seal, *splits["val"].files, *splits["train"].files):
                 file.flush()
                 os.fsync(file.fileno())
             (folder / "meta.json").unlink(missing_ok=True)
@@ -356,6 +386,48 @@ def _write(folder: Path, tokenizer: Tokenizer, parts: Iterable[tuple[Split, Toke
                 folder.rmdir()
         raise
     return meta
+
+
+class _SplitFiles:
+    """A split being written: one file, or as many as it takes with `shard_tokens` tokens in each but the last."""
+
+    def __init__(self, folder: Path, split: str, shard_tokens: int | None, stack: contextlib.ExitStack) -> None:
+        self._folder, self._split, self._shard_tokens, self._stack = folder, split, shard_tokens, stack
+        self.tokens, self.names, self.files = 0, [], []
+        self._next()
+
+    def write(self, ids: TokenIds) -> None:
+        """Add tokens at the end."""
+        while self._shard_tokens is not None and self.tokens + len(ids) > self._shard_tokens * len(self.files):
+            left = self._shard_tokens * len(self.files) - self.tokens
+            self._append(ids[:left])
+            ids = ids[left:]
+            self._next()
+        self._append(ids)
+
+    def _append(self, ids: TokenIds) -> None:
+        self.files[-1].write(ids.astype("<u2").tobytes())
+        self.tokens += len(ids)
+
+    def _next(self) -> None:
+        self.names.append(
+            f"{self._split}.bin" if self._shard_tokens is None else f"{self._split}_{len(self.names):03}.bin"
+        )
+        self.files.append(self._stack.enter_context(replace_when_whole(self._folder / self.names[-1])))
+
+
+def _are_names(names: Any) -> bool:
+    """Whether that is a list of plain file names, of which there is one at least."""
+    return (
+        isinstance(names, list)
+        and bool(names)
+        and all(isinstance(name, str) and name.endswith(".bin") and Path(name).name == name for name in names)
+    )
+
+
+def _require_shard(shard_tokens: int | None) -> None:
+    if shard_tokens is not None and shard_tokens < LEAST_SHARD:
+        raise UserError(f"shard_tokens={shard_tokens} is less than {LEAST_SHARD}; 100000000 makes files of 200 MB")
 
 
 def _bpe_size(tokenizer: str) -> int | None:

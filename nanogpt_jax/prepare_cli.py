@@ -24,11 +24,14 @@ def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     parser.add_argument("--name", help="of the data set (the first file's name without its ending)")
     parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
     parser.add_argument("--val_fraction", default=0.1, type=float, metavar="X", help="the end, for validation (0.1)")
+    _add_shard_tokens(parser)
     given = parser.parse(argv)
     name = given.get("name", given["files"][0].stem)
     _require_name(name)
+    folder, shard_tokens = given["data_dir"] / name, given["shard_tokens"]
     return _report(
-        prepare_text(given["files"], given["data_dir"] / name, given["tokenizer"], given["val_fraction"]), data_dir
+        prepare_text(given["files"], folder, given["tokenizer"], given["val_fraction"], shard_tokens=shard_tokens),
+        data_dir,
     )
 
 
@@ -59,13 +62,19 @@ def main_openwebtext(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     parser.add_argument("--val_fraction", default=0.0005, type=float, metavar="X", help="for validation (0.0005)")
     parser.add_argument("--seed", default=2357, type=int, metavar="N", help="draws the validation documents (2357)")
     parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
+    _add_shard_tokens(parser)
     given = parser.parse(argv)
     if given["num_docs"] is not None and given["num_docs"] < 2:
         raise UserError(f"num_docs={given['num_docs']} is less than 2, one for each split; give more")
     documents = Documents(tuple(given["files"]), given["num_docs"])
     folder = given["data_dir"] / "openwebtext"
-    return _report(
-        prepare_documents(documents, folder, given["tokenizer"], given["val_fraction"], given["seed"]), data_dir
+    options = (given["tokenizer"], given["val_fraction"], given["seed"])
+    return _report(prepare_documents(documents, folder, *options, shard_tokens=given["shard_tokens"]), data_dir)
+
+
+def _add_shard_tokens(parser: Parser) -> None:
+    parser.add_argument(
+        "--shard_tokens", default=None, type=int, metavar="N", help="files of N tokens, train_000.bin and so on (one)"
     )
 
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanogpt_jax.checkpoint import RunDocument
-from nanogpt_jax.config import Settings
+from nanogpt_jax.config import PLACEMENT_SETTINGS, Settings
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import SHAPE, stored_settings
 
 FREE = frozenset(
     (
+        *PLACEMENT_SETTINGS,
         "out_dir", "init_from", "data_dir", "accelerator", "max_iters", "eval_only", "eval_interval", "eval_iters",
         "log_interval", "save_interval", "always_save_checkpoint", "nan_policy", "allow_changes",
     )

@@ -71,6 +71,19 @@ class MetricsFile:
         self._file.close()
 
 
+class NoMetrics:
+    """The metrics of a process that leaves them to another one."""
+
+    def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class StepLog:
     """Looks at every update, one update late, so that the device never waits for Python; tells of those that are due.
 
@@ -78,7 +91,7 @@ class StepLog:
         skipped: updates up to now that were skipped because they were not finite.
     """
 
-    def __init__(self, settings: Settings, metrics: MetricsFile, params: Params, run: RunDocument) -> None:
+    def __init__(self, settings: Settings, metrics: MetricsFile | NoMetrics, params: Params, run: RunDocument) -> None:
         self._settings = settings
         self._metrics = metrics
         self._schedule = learning_rate_schedule(settings)

@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from nanogpt_jax import dataset, prepare
+from nanogpt_jax import dataset, feed, hosts, prepare, sharding
 from nanogpt_jax.accelerator import describe
 from nanogpt_jax.checkpoint import Checkpoint, CheckpointWriter, RunDocument
 from nanogpt_jax.config import Settings
@@ -24,7 +25,7 @@ from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, set_previous_r
 from nanogpt_jax.loading import Weights, build_model, open_run, open_weights
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.resume import require_same_data, resumed_settings
-from nanogpt_jax.telemetry import MetricsFile, StepLog, write_config
+from nanogpt_jax.telemetry import MetricsFile, NoMetrics, StepLog, write_config
 from nanogpt_jax.training import (
     Params,
     TrainState,
@@ -60,7 +61,7 @@ class Start(NamedTuple):
     settings: Settings
     data: Data
     run: RunDocument
-    load: Callable[[nn.Module, optax.GradientTransformation], TrainState]
+    load: Callable[[nn.Module, optax.GradientTransformation, Mesh | None], TrainState]
     since: Checkpoint | None = None  # the checkpoint that it goes on from
 
 
@@ -74,26 +75,56 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
     given = given or {}
     out_dir = Path(settings.out_dir)
     resuming, writing = settings.init_from == "resume", not settings.eval_only
-    with in_one_line(settings), contextlib.ExitStack() as held:
-        if resuming and writing and out_dir.is_dir():
-            held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
-        start = _resumed(settings, given) if resuming else _begun(settings, given)
+    resume = f"--init_from=resume --out_dir={out_dir}"
+    with hosts.watched(resume), in_one_line(settings), contextlib.ExitStack() as held:
+
+        def prepared() -> Start:
+            if resuming and writing and out_dir.is_dir() and hosts.is_first():
+                held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
+            return _resumed(settings, given) if resuming else _begun(settings, given)
+
+        hosts.together(lambda: settings, _shared_settings)
+        start = hosts.together(prepared, _facts)
         settings, data = start.settings, start.data
+        mesh = _mesh(settings)
+        held.enter_context(sharding.use(mesh))
         model = build_model(settings, start.run.vocab_size, jax.default_backend())
         tx = make_optimizer(settings)
-        state = start.load(model, tx)
+        state = start.load(model, tx, mesh)
         size = sum(p.size for p in jax.tree.leaves(state.params))
-        print(f"{describe()}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
+        shape = sharding.mesh_shape(settings.mesh, jax.device_count())
+        print(f"{describe()}, mesh {shape}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
         print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
         eval_step = make_eval_step(model)
         if settings.eval_only:
-            return _final_loss(eval_step, state.params, data.val, settings.block_size)
-        if not resuming:
+            return _final_loss(eval_step, state.params, data.val, settings.block_size, mesh)
+        if not resuming and hosts.is_first():
             with unwritable(out_dir):
                 out_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(only_run_in(out_dir))
-        train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip")
-        return _update_until_done(start, train_step, eval_step, state)
+        places = None if mesh is None else sharding.state_shardings(mesh, state)
+        train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
+        return _update_until_done(start, train_step, eval_step, state, mesh)
+
+
+def _mesh(settings: Settings) -> Mesh | None:
+    """The mesh that the settings ask for, None for one device. Raises `UserError` if it does not fit."""
+    shape = sharding.mesh_shape(settings.mesh, jax.device_count())
+    sharding.require_fit(shape, settings)
+    return None if jax.device_count() == 1 else sharding.make_mesh(shape, jax.devices())
+
+
+def _facts(start: Start) -> dict[str, Any]:
+    """What must be the same in every process."""
+    return _shared_settings(start.settings) | {
+        "the tokens of the data set": start.data.digest(),
+        "the iteration to start from": start.run.step,
+    }
+
+
+def _shared_settings(settings: Settings) -> dict[str, Any]:
+    own = ("coordinator", "process_id", "connect_timeout")
+    return {name: value for name, value in vars(settings).items() if name not in own}
 
 
 def _begun(settings: Settings, given: Mapping[str, Any]) -> Start:
@@ -102,13 +133,21 @@ def _begun(settings: Settings, given: Mapping[str, Any]) -> Start:
         data = _open_data(settings)
         vocab_size = settings.gpt_config(data.vocab_size).vocab_size
         run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest())
-        return Start(settings, data, run, lambda model, tx: _state_of(init_params(model, settings.seed), tx, settings))
+
+        def fresh(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+            return _state_of(_placed(lambda: init_params(model, settings.seed), mesh), tx, settings, mesh)
+
+        return Start(settings, data, run, fresh)
     weights = open_weights(settings.init_from, settings.data_dir)
     settings = _with_shape_of(settings, weights, given)
     data = _open_data(settings)
     _require_data_of(weights, data, settings.init_from)
     run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0, data=data.digest())
-    return Start(settings, data, run, lambda model, tx: _state_of(weights.load(model), tx, settings))
+
+    def loaded(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+        return _state_of(weights.load(model, mesh), tx, settings, mesh)
+
+    return Start(settings, data, run, loaded)
 
 
 def _resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
@@ -120,19 +159,27 @@ def _resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
     digest = data.digest()
     require_same_data(checkpoint.run, digest, settings)
 
-    def load(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
-        like = jax.eval_shape(lambda: _state_of(init_params(model, settings.seed), tx, settings))
-        return checkpoint.state(like)
+    def load(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+        like = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
+        return checkpoint.state(sharding.placed(mesh, like))
 
     run = dataclasses.replace(checkpoint.run, settings=vars(settings), data=digest)
     return Start(settings, data, run, load, checkpoint)
 
 
-def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings) -> TrainState:
-    return jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
+def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings, mesh: Mesh | None) -> TrainState:
+    return _placed(lambda params: init_state(params, tx, settings.seed), mesh, params)
 
 
-def estimate_loss(eval_step: EvalStep, params: Params, data: Data, settings: Settings, step: int) -> dict[str, float]:
+def _placed(make: Callable[..., Any], mesh: Mesh | None, *arguments: Any) -> Any:
+    """The arrays that `make` gives, each made where it belongs: no device ever holds another one's share."""
+    places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make, *arguments))
+    return jax.jit(make, out_shardings=places)(*arguments)
+
+
+def estimate_loss(
+    eval_step: EvalStep, params: Params, data: Data, settings: Settings, step: int, mesh: Mesh | None = None
+) -> dict[str, float]:
     """Mean loss over `eval_iters` random batches of each split: nanoGPT's estimate, drawn anew at every step."""
     shape = (settings.batch_size,)
     ones = np.ones((settings.batch_size, settings.block_size), np.float32)
@@ -140,33 +187,42 @@ def estimate_loss(eval_step: EvalStep, params: Params, data: Data, settings: Set
     for stream, file in (("train_eval", data.train), ("val", data.val)):
         first = step * settings.eval_iters
         losses[stream] = [
-            eval_step(params, dataset.random_batch(file, stream, settings.seed, i, shape, settings.block_size), ones)
+            eval_step(params, feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones)
             for i in range(first, first + settings.eval_iters)
         ]
     return {stream: float(np.mean(jax.device_get(sums)) / ones.size) for stream, sums in losses.items()}
 
 
 def whole_split_loss(
-    eval_step: EvalStep, params: Params, file: TokenFile, block_size: int, stop: Sequence[int] = ()
+    eval_step: EvalStep,
+    params: Params,
+    file: TokenFile,
+    block_size: int,
+    stop: Sequence[int] = (),
+    mesh: Mesh | None = None,
 ) -> tuple[float, int]:
     """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
 
     Raises `Stopped` once a signal is in `stop`.
     """
-    windows = max(1, _TOKENS_PER_EVAL_STEP // block_size)
+    windows = sharding.rounded_up(max(1, _TOKENS_PER_EVAL_STEP // block_size), mesh)
     sums = []
-    for part in dataset.whole_split(file, windows, block_size):
-        if stop:
+    for part in feed.whole_split(mesh, file, windows, block_size):
+        if stop and jax.process_count() == 1:  # several stop between updates, where all know of it
             raise Stopped(stop[0])
         sums.append(eval_step(params, *part))
     targets = len(file.tokens) - 1
     return float(np.sum(jax.device_get(sums), dtype=np.float64)) / targets, targets
 
 
-def _update_until_done(start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState) -> float:
+def _update_until_done(
+    start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState, mesh: Mesh | None
+) -> float:
     """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss."""
     settings, data, run, *_ = start
-    with _writing(start) as (checkpoints, metrics), signals() as received:
+    steps = range(run.step, settings.max_iters)
+    batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
+    with _writing(start) as (checkpoints, metrics), signals() as received, contextlib.closing(batches):
         log = StepLog(settings, metrics, state.params, run)
 
         def save() -> None:
@@ -186,7 +242,7 @@ def _update_until_done(start: Start, train_step: Callable, eval_step: EvalStep, 
             due = bool(settings.save_interval) and step % settings.save_interval == 0
             if not run.evaluated and (done or step % settings.eval_interval == 0):
                 log.flush()
-                losses = estimate_loss(eval_step, state.params, data, settings, step)
+                losses = estimate_loss(eval_step, state.params, data, settings, step, mesh)
                 print(f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}", flush=True)
                 for split, loss in losses.items():
                     metrics.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
@@ -197,16 +253,16 @@ def _update_until_done(start: Start, train_step: Callable, eval_step: EvalStep, 
                 save()
                 log.restart()
             checkpoints.check()
-            if done or received:
+            if done or hosts.should_stop(step, received):
                 break
-            state, step_metrics = train_step(state, training_batch(settings, data, step))
+            state, step_metrics = train_step(state, next(batches))
             log.add(step, step_metrics)
             run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
         if not done:
             save()
             checkpoints.wait()
             raise Stopped(received[0])
-        loss = _final_loss(eval_step, state.params, data.val, settings.block_size, received)
+        loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, received)
         metrics.write(run.step, "val_whole", loss, seconds=log.seconds())
     return loss
 
@@ -226,33 +282,38 @@ def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDo
 
 
 def _final_loss(
-    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, stop: Sequence[int] = ()
+    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, mesh: Mesh | None, stop: Sequence[int] = ()
 ) -> float:
-    loss, targets = whole_split_loss(eval_step, params, val, block_size, stop)
+    loss, targets = whole_split_loss(eval_step, params, val, block_size, stop, mesh)
     print(f"final val loss {loss:.4f} (whole split, {targets} tokens)", flush=True)
     return loss
 
 
-def training_batch(settings: Settings, data: Data, step: int) -> dataset.Batch:
+def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> dataset.Batch:
     """The batch of update `step`, with a leading axis for micro-batches where there are several."""
     shape: tuple[int, ...] = (settings.batch_size,)
     if settings.gradient_accumulation_steps > 1:
         shape = (settings.gradient_accumulation_steps, *shape)
-    return dataset.random_batch(data.train, "train", settings.seed, step, shape, settings.block_size)
+    return feed.random_batch(mesh, data.train, "train", settings.seed, step, shape, settings.block_size)
 
 
 def _open_data(settings: Settings) -> Data:
     """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
     folder = Path(settings.data_dir) / settings.dataset
-    if settings.dataset in prepare.KNOWN and not any((folder / name).exists() for name in ("meta.json", "train.bin")):
-        print(f"{folder} is not prepared yet: preparing it", flush=True)
-        prepare.KNOWN[settings.dataset](folder)
+    if settings.dataset in prepare.KNOWN:
+        hosts.first_alone(lambda: _prepare_if_missing(settings.dataset, folder))
     meta = prepare.load_meta(folder)
     splits = [
-        dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens)
+        dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
         for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
     ]
     return Data(*splits, meta.tokenizer, meta.vocab_size)
+
+
+def _prepare_if_missing(name: str, folder: Path) -> None:
+    if not any((folder / file).exists() for file in ("meta.json", "train.bin")):
+        print(f"{folder} is not prepared yet: preparing it", flush=True)
+        prepare.KNOWN[name](folder)
 
 
 def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
@@ -298,14 +359,17 @@ def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) 
 
 
 @contextlib.contextmanager
-def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, MetricsFile]]:
+def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, MetricsFile | NoMetrics]]:
     """The run's folder, open for writing; what is being saved when the block ends is finished."""
     out_dir = Path(start.settings.out_dir)
     with unwritable(out_dir):
-        if start.since is None:
-            set_previous_run_aside(out_dir)
-        write_config(out_dir, start.settings)
-        metrics = MetricsFile(out_dir, step=start.run.step, evaluated=start.run.evaluated)
+        metrics: MetricsFile | NoMetrics = NoMetrics()
+        if hosts.is_first():
+            if start.since is None:
+                set_previous_run_aside(out_dir)
+            write_config(out_dir, start.settings)
+            metrics = MetricsFile(out_dir, step=start.run.step, evaluated=start.run.evaluated)
+        hosts.wait_for_all("folder")
         checkpoints = CheckpointWriter(out_dir, start.since)
     with contextlib.closing(metrics):
         try:

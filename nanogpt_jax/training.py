@@ -83,7 +83,7 @@ def _weighted_loss(
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, *, skip_nonfinite: bool = False
+    model: nn.Module, tx: optax.GradientTransformation, *, skip_nonfinite: bool = False, shardings: Any = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
@@ -92,6 +92,7 @@ def make_train_step(
 
     Metrics are float32 scalars: ``loss`` (nats per token, before the update) and ``grad_norm`` (before clipping).
     With `skip_nonfinite` an update whose metrics are not finite changes ``step`` alone, not even the optimizer's count.
+    `shardings` says where on a mesh the new state lies: where the old one does.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -105,7 +106,8 @@ def make_train_step(
             params, opt_state = optax.tree.where(is_finite, (params, opt_state), (state.params, state.opt_state))
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:

@@ -81,3 +81,56 @@ def test_damaged_files_are_named(tmp_path, damage, message):
 def test_a_block_longer_than_the_split_is_refused(token_file):
     with pytest.raises(UserError, match=r"block_size=1000 does not fit .*1,000 tokens; choose at most 999"):
         open_tokens(token_file.path, vocab_size=50, block_size=1000)
+
+
+def cut(path, *sizes):
+    """The tokens of a file in files of so many tokens each."""
+    tokens, names = np.fromfile(path, "<u2"), []
+    for i, part in enumerate(np.split(tokens, np.cumsum(sizes))):
+        names.append(f"train_{i:03}.bin")
+        part.tofile(path.parent / names[-1])
+    return names
+
+
+def test_shards_give_the_batches_of_one_file(token_file):
+    names = cut(token_file.path, 5, 1, 400, 500)
+    shards = open_tokens(token_file.path, vocab_size=50, block_size=8, expected=1000, shards=names)
+    for i in range(20):
+        for one, other in zip(*(random_batch(f, "train", 3, i, (16,), 8) for f in (token_file, shards)), strict=True):
+            np.testing.assert_array_equal(one, other)
+    for one, other in zip(whole_split(token_file, 4, 8), whole_split(shards, 4, 8), strict=True):
+        np.testing.assert_array_equal(one[0].tokens, other[0].tokens)
+
+
+@settings(max_examples=50)
+@given(
+    cuts=st.lists(st.integers(1, 99), min_size=1, max_size=6, unique=True), a=st.integers(0, 100), b=st.integers(0, 100)
+)
+def test_any_slice_of_any_shards_is_that_of_the_whole(tmp_path_factory, cuts, a, b):
+    path = tmp_path_factory.mktemp("cut") / "train.bin"
+    np.arange(100, dtype="<u2").tofile(path)
+    names = cut(path, *np.diff([0, *sorted(cuts)]))
+    shards = open_tokens(path, vocab_size=100, block_size=8, shards=names)
+    np.testing.assert_array_equal(shards.tokens[a:b], np.arange(100)[a:b])
+
+
+@pytest.mark.parametrize("shards", [(), (400,)])
+def test_a_file_that_shrinks_while_in_use_is_named(tmp_path, shards):
+    path = tmp_path / "train.bin"
+    write(path, np.arange(1000) % 50)
+    names = cut(path, *shards) if shards else ()
+    file = open_tokens(path, vocab_size=50, block_size=8, expected=1000, shards=names)
+    victim = tmp_path / names[-1] if names else path
+    before = victim.stat().st_size
+    with open(victim, "r+b") as opened:
+        opened.truncate(100)
+    with pytest.raises(UserError, match=rf"{victim.name} has 100 bytes where {before:,} were") as error:
+        for i in range(50):
+            random_batch(file, "train", 0, i, (16,), 8)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write(tmp_path / "train_000.bin", range(50))
+    with pytest.raises(UserError, match=r"train_001\.bin cannot be read"):
+        open_tokens(tmp_path / "train.bin", 50, 8, 100, shards=("train_000.bin", "train_001.bin"))

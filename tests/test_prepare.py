@@ -453,3 +453,30 @@ class TestCommands:
         for name in ("prepare.py", "shakespeare_char/prepare.py", "shakespeare/prepare.py", "openwebtext/prepare.py"):
             refused = script(name, "--bogus")
             assert refused.returncode == 2 and re.fullmatch(r"error: .+\n", refused.stderr)
+
+
+def test_a_set_in_shards_is_the_set_in_one_file(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 200)
+    one = prepare_text([text], tmp_path / "one").meta
+    cut = prepare_text([text], tmp_path / "cut", shard_tokens=3000).meta
+    assert cut.files == {"train": ["train_000.bin", "train_001.bin", "train_002.bin"], "val": ["val_000.bin"]}
+    assert load_meta(tmp_path / "cut") == cut and (cut.train_tokens, cut.val_tokens) == (
+        one.train_tokens,
+        one.val_tokens,
+    )
+    for split in ("train", "val"):
+        parts = [(tmp_path / "cut" / name).read_bytes() for name in cut.shards(split)]
+        assert all(len(part) == 6000 for part in parts[:-1])
+        assert b"".join(parts) == (tmp_path / "one" / f"{split}.bin").read_bytes()
+
+
+@pytest.mark.parametrize("files", [{}, {"train": [], "val": ["v.bin"]}, {"train": ["../x.bin"], "val": ["v.bin"]}, [1]])
+def test_shards_that_are_no_names_of_files_are_refused(tmp_path, files):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be" * 20)
+    prepare_text([text], tmp_path / "set")
+    path = tmp_path / "set" / "meta.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}))
+    with pytest.raises(UserError, match="has files"):
+        load_meta(tmp_path / "set")

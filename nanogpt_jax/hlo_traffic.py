@@ -1,0 +1,154 @@
+"""Bytes that a compiled XLA program moves: over the interconnect, by kind of collective, and through memory.
+
+Read from the program's text, by these rules. An instruction counts as often as it runs: a loop's body as often as the
+compiler knows or its condition says that it turns (once where neither does), a branch as if taken. A collective that
+the compiler has cut into steps of several fusions has one channel and counts once. Of an array of S bytes in a group of
+n devices each sends S(n-1)/n to gather the whole or to exchange all with all, S(n-1)/n of the unreduced array to reduce
+and scatter, 2S(n-1)/n to reduce everywhere, and S to pass it on. Memory traffic is what every instruction reads and
+writes outside the chip's on-chip memory, whole arrays even where a part would do: more than there is, if anything.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+_CALLED = re.compile(
+    r"\b(body|calls|to_apply|true_computation|false_computation|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_NOT_WORK = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id",
+}  # fmt: skip
+
+
+class Traffic(NamedTuple):
+    """Bytes of one device, in one run of the program."""
+
+    collectives: dict[str, float]
+    memory: float
+
+
+class _Instruction(NamedTuple):
+    name: str
+    type: str
+    op: str
+    rest: str
+
+
+def traffic(text: str) -> Traffic:
+    """What a program moves, from the text of a compiled module (`compiled.as_text()`)."""
+    computations, entry = _parsed(text)
+    runs, fused = _runs(computations, entry)
+    sent: dict[str, tuple[str, float]] = {}
+    memory = 0.0
+    for name, instructions in computations.items():
+        types = {each.name: each.type for each in instructions}
+        for each in instructions:
+            kind = each.op.removesuffix("-start")
+            if kind in KINDS and runs[name]:
+                kind, size = _sent(kind, each, name)
+                key = _found(r"channel_id=(\d+)", each.rest) or each.name
+                sent[key] = max(sent.get(key, (kind, 0.0)), (kind, size * runs[name]), key=lambda pair: pair[1])
+            if name not in fused and each.op not in _NOT_WORK and not each.op.endswith("-done"):
+                operands = re.findall(r"%([\w.\-]+)", each.rest.partition("), ")[0])
+                moved = sum(_in_memory(types[operand]) for operand in operands if operand in types)
+                memory += runs[name] * (moved + _in_memory(each.type))
+    collectives: dict[str, float] = defaultdict(float)
+    for kind, size in sent.values():
+        collectives[kind] += size
+    return Traffic(dict(collectives), memory)
+
+
+def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    computations: dict[str, list[_Instruction]] = {}
+    current: list[_Instruction] = []
+    entry = ""
+    for line in text.splitlines():
+        if found := _COMPUTATION.match(line):
+            current = computations.setdefault(found[2], [])
+            entry = found[2] if found[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            current.append(_Instruction(*found.groups()))
+    return computations, entry
+
+
+def _runs(computations: dict[str, list[_Instruction]], entry: str) -> tuple[dict[str, int], set[str]]:
+    """How often each computation runs, and those that are inside a fusion."""
+    runs: dict[str, int] = defaultdict(int)
+    fused: set[str] = set()
+
+    def enter(name: str, times: int, in_fusion: bool) -> None:
+        runs[name] += times
+        if in_fusion:
+            fused.add(name)
+        for each in computations.get(name, ()):
+            trips = _trips(each, computations) if each.op == "while" else 1
+            for how, callees in _CALLED.findall(each.rest):
+                if how == "to_apply" and each.op != "call":
+                    continue  # what a reduction does with two numbers
+                for callee in re.findall(r"%([\w.\-]+)", callees):
+                    enter(callee, times * trips, in_fusion or how == "calls")
+
+    enter(entry, 1, False)
+    return runs, fused
+
+
+def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+    """How often a loop turns: as the compiler notes it, else what its condition compares the counter with, else 1."""
+    if noted := _found(_TRIPS, loop.rest):
+        return int(noted)
+    condition = computations.get(_found(r"condition=%([\w.\-]+)", loop.rest) or "", [])
+    limits = [_found(r"^(\d+)\)", each.rest) for each in condition if each.op == "constant"]
+    return int(limits[0]) if len(limits) == 1 and limits[0] else 1
+
+
+def _sent(kind: str, instruction: _Instruction, computation: str) -> tuple[str, float]:
+    """The kind of a collective as it is, and the bytes that each device of its group sends."""
+    arrays = [_size(array) for array in _ARRAY.findall(instruction.type)]
+    if instruction.op.endswith("-start") and instruction.type.startswith("("):
+        arrays = [max(arrays)]  # beside it stand the operand and tokens
+    size, n = sum(arrays), _group_size(instruction.rest)
+    if kind == "all-reduce" and "reduce-scatter" in computation:  # a TPU's way to write it: reduce, then slice
+        kind = "reduce-scatter"
+    elif kind == "reduce-scatter":
+        size *= n  # the result is a share
+    if kind == "collective-permute":
+        return kind, size
+    return kind, size * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+
+
+def _group_size(rest: str) -> int:
+    """Devices in a group, from any of the three ways in which XLA writes groups."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return len(found[1].split(","))
+    return 1
+
+
+def _in_memory(type_: str) -> float:
+    """Bytes of a type's arrays that do not lie in on-chip memory, which layouts mark S(1)."""
+    return sum(_size(array) for array in _ARRAY.findall(type_) if "S(" not in array[2])
+
+
+def _size(array: tuple[str, str, str]) -> float:
+    kind, dims, _ = array
+    bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+    return math.prod(int(dim) for dim in dims.split(",") if dim) * bits / 8
+
+
+def _found(pattern: str | re.Pattern[str], text: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
