@@ -86,6 +86,7 @@ class Settings:
     save_interval: int | None = setting(None, "run", "iterations between two saves, besides those at evaluations; none: only those")
     nan_policy: Literal["stop", "skip"] = setting("stop", "run", "a loss or gradient that is not finite: stop, or skip the update and count it", ("stop", "skip"))
     allow_changes: bool = setting(False, "run", "resume although the data, or settings that make other updates, have changed")
+    profile: str | None = setting(None, "run", "folder that receives a trace of updates 10 to 19, for TensorBoard or Perfetto; none: no trace")
     seed: int = setting(1337, "run", "the one number all randomness is derived from")
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
@@ -158,9 +159,10 @@ class Settings:
             )
         if self.lm_head_bias and self.tie_word_embeddings:
             raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
-        for name in ("out_dir", "init_from", "dataset", "data_dir"):
-            if not getattr(self, name) or "\0" in getattr(self, name):
-                raise UserError(f"{name}={getattr(self, name)!r} is not a name a file system takes; give one")
+        for name in ("out_dir", "init_from", "dataset", "data_dir", "profile"):
+            value = getattr(self, name)
+            if value is not None and (not value or "\0" in value):
+                raise UserError(f"{name}={value!r} is not a name a file system takes; give one")
         self._check_placement()
         self.gpt_config(vocab_size=self.vocab_size or 1)  # checks the shape
 

@@ -22,7 +22,7 @@ from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.optimizer import learning_rate_schedule
-from nanogpt_jax.training import Metrics, Params
+from nanogpt_jax.training import Metrics, Params, TrainState
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
@@ -82,6 +82,33 @@ class NoMetrics:
 
     def close(self) -> None:
         """Nothing."""
+
+
+class Profile:
+    """A trace of a few updates, written by `jax.profiler` to `folder`; none where that is None."""
+
+    FIRST, LAST = 10, 19  # of the updates of this process: compilation is behind them
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder, self._updates, self._is_on = folder, 0, False
+
+    def before_update(self, state: TrainState) -> None:
+        """Start or end the trace if this is the time."""
+        if self._folder is not None and self._updates in (self.FIRST, self.LAST + 1):
+            jax.block_until_ready(state)
+            if self._updates == self.FIRST:
+                jax.profiler.start_trace(self._folder)
+                self._is_on = True
+            else:
+                self.close()
+        self._updates += 1
+
+    def close(self) -> None:
+        """End the trace if it is under way."""
+        if self._is_on:
+            self._is_on = False
+            jax.profiler.stop_trace()
+            print(f"profile of updates {self.FIRST} to {self.LAST}: {self._folder}", flush=True)
 
 
 class StepLog:

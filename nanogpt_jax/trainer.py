@@ -25,7 +25,7 @@ from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, set_previous_r
 from nanogpt_jax.loading import Weights, build_model, open_run, open_weights
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.resume import require_same_data, resumed_settings
-from nanogpt_jax.telemetry import MetricsFile, NoMetrics, StepLog, write_config
+from nanogpt_jax.telemetry import MetricsFile, NoMetrics, Profile, StepLog, write_config
 from nanogpt_jax.training import (
     Params,
     TrainState,
@@ -222,7 +222,13 @@ def _update_until_done(
     settings, data, run, *_ = start
     steps = range(run.step, settings.max_iters)
     batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
-    with _writing(start) as (checkpoints, metrics), signals() as received, contextlib.closing(batches):
+    profile = Profile(settings.profile)
+    with (
+        _writing(start) as (checkpoints, metrics),
+        signals() as received,
+        contextlib.closing(batches),
+        contextlib.closing(profile),
+    ):
         log = StepLog(settings, metrics, state.params, run)
 
         def save() -> None:
@@ -255,6 +261,7 @@ def _update_until_done(
             checkpoints.check()
             if done or hosts.should_stop(step, received):
                 break
+            profile.before_update(state)
             state, step_metrics = train_step(state, next(batches))
             log.add(step, step_metrics)
             run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
