@@ -53,7 +53,7 @@ def join(settings: Settings) -> None:
         f"connect_timeout={settings.connect_timeout} s; start all num_processes of them, with the address of process 0"
     )
     try:
-        with _last_words_if_jax_aborts(f"error: {apart}", status=2):
+        with _last_words_if_jax_aborts(lambda: f"error: {apart}", status=2):
             jax.distributed.initialize(**options)
     except Exception as error:  # gRPC's, as JAX passes them on
         if settings.coordinator is None and any(words in str(error) for words in _NO_JOB):
@@ -156,8 +156,7 @@ def watched(resume: str) -> Iterator[None]:
         return
     watch = _Watch(resume)
     watch.start()
-    gone = "another process" if is_first() else "process 0, the coordinator,"
-    with _last_words_if_jax_aborts(watch.line(f"{gone} is gone (JAX has aborted)"), status=1):
+    with _last_words_if_jax_aborts(watch.line_of_abort, status=1):
         try:
             yield
         except Stopped:
@@ -186,6 +185,9 @@ class _Watch(threading.Thread):
         self._mend = f"go on from its newest checkpoint: start all processes again with {resume}"
         self._count, self._me = 0, jax.process_index()
         self._status: str | None = None
+        # The last sign of each of the others, and when it was first seen.
+        others = (i for i in range(jax.process_count()) if i != self._me)
+        self._seen: dict[int, tuple[str, float]] = {i: ("", time.monotonic()) for i in others}
 
     def tell(self, status: str) -> None:
         """The last sign, and an end of looking for others'."""
@@ -194,7 +196,7 @@ class _Watch(threading.Thread):
             _store().key_value_set(f"alive/{self._me}", status, allow_overwrite=True)
 
     def run(self) -> None:
-        seen: dict[int, tuple[str, float]] = {i: ("", time.monotonic()) for i in range(jax.process_count())}
+        seen = self._seen
         while self._status is None:
             self._count += 1
             try:
@@ -206,10 +208,10 @@ class _Watch(threading.Thread):
                 return
             for key, sign in signs:
                 process = int(key.rpartition("/")[2])
-                if seen[process][0] != sign:
+                if process != self._me and seen[process][0] != sign:
                     seen[process] = (sign, time.monotonic())
             for process, (sign, since) in seen.items():
-                if process == self._me or sign == _DONE:
+                if sign == _DONE:
                     continue
                 who = f"process {process} of {jax.process_count()}"
                 if sign.startswith(_FAILED) and time.monotonic() - since > 2 * BEAT:  # it may happen here too
@@ -219,23 +221,27 @@ class _Watch(threading.Thread):
             time.sleep(BEAT)
 
     def _end(self, what: str) -> None:
-        print(self.line(what), file=sys.stderr, flush=True)
+        print(self._line(what), file=sys.stderr, flush=True)
         os._exit(1)
 
-    def line(self, what: str) -> str:
-        """What befell another process, and how to go on, as one line."""
+    def line_of_abort(self) -> str:
+        """JAX aborts the others where the coordinator is gone, and the coordinator where another one is."""
+        silent = min(self._seen, key=lambda process: self._seen[process][1]) if is_first() else 0
+        return self._line(f"process {silent} of {jax.process_count()} is gone (JAX has aborted)")
+
+    def _line(self, what: str) -> str:
         return f"error: {' '.join(what.split())}, so process {self._me} stops; {self._mend}"
 
 
 @contextlib.contextmanager
-def _last_words_if_jax_aborts(line: str, status: int) -> Iterator[None]:
-    """Let `line` be the last words of this process, and `status` its exit status, if JAX aborts it in the block.
+def _last_words_if_jax_aborts(line: Callable[[], str], status: int) -> Iterator[None]:
+    """If JAX aborts this process in the block, let `line` give its last words, and end it with `status`.
 
     JAX does so from a thread of its own where the coordinator is out of reach, without asking Python.
     """
 
     def last_words(number: int) -> None:
-        os.write(2, line.encode() + b"\n")
+        os.write(2, line().encode() + b"\n")
         os._exit(status)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)

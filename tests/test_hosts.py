@@ -71,7 +71,7 @@ def test_processes_train_as_one(alone, data_dir, tmp_path, count, mesh):
     done = finish(start(count, *TINY, f"--mesh={mesh}", f"--data_dir={data_dir}", f"--out_dir={tmp_path}"))
     assert [each.status for each in done] == [0] * count, done
     assert f"{count} x cpu, {count} hosts, mesh {mesh}; float32 matrix products, xla attention" in done[0].out
-    assert done[1].out == ""
+    assert all(line.startswith("[Gloo]") for line in done[1].out.splitlines())  # which nobody can silence
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0, abs=1e-5)
 
 

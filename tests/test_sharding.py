@@ -31,9 +31,20 @@ RUNS = [
 
 
 def virtual_devices(count):
-    """The environment of a process that is to have so many CPU devices; see NPROC in XLA's thread pools."""
-    flags = f"--xla_force_host_platform_device_count={count}"
-    return {**os.environ, "PYTHONPATH": str(ROOT), "NPROC": "8", "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    """The environment of a process that is to have so many CPU devices, and quick compilation.
+
+    NPROC is the size of XLA's thread pool: with fewer threads than devices their collectives wait for each other.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "NPROC": "8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 @pytest.fixture(scope="module")
