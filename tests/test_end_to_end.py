@@ -11,7 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from nanogpt_jax.loading import build_model, open_run, stored_settings
+from nanogpt_jax.config import Settings
+from nanogpt_jax.dataset import open_tokens, whole_split
+from nanogpt_jax.decoding_weights import decoding_weights
+from nanogpt_jax.loading import build_model, open_run, open_weights, stored_settings
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.training import init_params, init_state
 
@@ -79,8 +82,9 @@ def undisturbed(data_dir, tmp_path_factory):
 def test_a_resumed_run_ends_in_the_same_bits(undisturbed, data_dir, tmp_path):
     out_dir = tmp_path / "run"
     flags = (f"--data_dir={data_dir}", f"--out_dir={out_dir}")
-    assert command("train.py", *SMALL, "--max_iters=40", *flags).status == 0
-    done = command("train.py", "--init_from=resume", "--max_iters=60", *flags)
+    assert command("train.py", *SMALL, "--max_iters=40", f"--profile={tmp_path / 'trace'}", *flags).status == 0
+    assert list((tmp_path / "trace").rglob("*.xplane.pb")), "no trace was written"
+    done = command("train.py", "--init_from=resume", "--max_iters=60", "--profile=none", *flags)
     assert done.status == 0, done.err
     assert_same_bits(state_of(out_dir), state_of(undisturbed))
     told = [[(line["step"], line["split"], line["loss"]) for line in metrics_of(run)] for run in (out_dir, undisturbed)]
@@ -151,9 +155,27 @@ def test_sampling_continues_the_prompt(trained, tmp_path):
     assert samples(alone.out)[0] == texts[0]
 
 
+def test_int8_weights_keep_the_loss_and_speak(trained, data_dir, tmp_path):
+    weights = open_weights(str(trained.out_dir))
+    model = build_model(Settings(**weights.settings), weights.vocab_size, "cpu")
+    params = weights.load(model)
+    val = open_tokens(data_dir / "shakespeare_char" / "val.bin", weights.vocab_size, model.config.block_size)
+    (tokens, targets), _ = next(whole_split(val, 256, model.config.block_size))
+    mean = np.full(tokens.shape, 1 / tokens.size, np.float32)
+    loss = jax.jit(lambda variables: model.apply(variables, tokens, targets, mean, method="loss"))
+    exact, quantized = (float(loss(v)) for v in ({"params": params}, decoding_weights(model, params, "int8")))
+    assert quantized == pytest.approx(exact, abs=0.01) and quantized != exact
+
+    flags = (f"--out_dir={trained.out_dir}", "--num_samples=1", "--max_new_tokens=80", "--quantize=int8")
+    done = command("sample.py", *flags, "--start=ROMEO:", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert len(samples(done.out)[0]) == 86
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--quantize=int4"], "quantize='int4' is not one of none, int8"),
         (["--start=naïve"], "'ï' (U+00EF) at position 2"),
         (["--start="], "the prompt is empty"),
         (["--start=FILE:missing.txt"], "start=FILE:missing.txt cannot be read"),
