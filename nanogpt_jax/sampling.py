@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.decoding_weights import Quantize, decoding_weights
@@ -25,6 +26,7 @@ Weights = dict[str, Any]
 """What `decoding_weights` makes of a model's parameters."""
 
 _SHORTEST_BUFFER = 16
+_FIRST_STAGE = 64
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,18 @@ def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_to
         raise UserError(f"max_new_tokens={max_new_tokens} draws nothing; choose at least 1")
     block_size = model.config.block_size
     offset = max(0, len(prompt) - block_size)
-    prompt = jnp.asarray(prompt, jnp.int32)[offset:]
+    prompt = np.asarray(prompt)[offset:]
     size = max(block_size, _power_of_two(len(prompt) + max_new_tokens))
-    tokens = jnp.zeros((len(samples), size), jnp.int32).at[:, : len(prompt)].set(prompt)
-    return Generation(
-        tokens, jnp.asarray(len(prompt)), jnp.asarray(offset), jnp.asarray(samples), model.init_cache(len(samples))
-    )
+    tokens = np.zeros((len(samples), size), np.int32)
+    tokens[:, : len(prompt)] = prompt
+    numbers = (np.asarray(n, np.int32) for n in (len(prompt), offset))
+    cache = _empty_cache(model, len(samples))
+    return Generation(*jax.device_put((tokens, *numbers)), jnp.asarray(samples, jnp.int32), cache)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _empty_cache(model: nn.Module, batch: int) -> Cache:
+    return model.init_cache(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="generation")
@@ -152,9 +160,9 @@ def extend(
     block_size = model.config.block_size
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
 
-    def cached(g: Generation) -> tuple[Array, Cache]:
+    def cached(seen: int, g: Generation) -> tuple[Array, Cache]:
         last = jax.lax.dynamic_slice_in_dim(g.tokens, g.length - 1, 1, axis=1)
-        return model.apply(weights, last, g.cache, g.length - 1, method="decode")
+        return model.apply(weights, last, g.cache, g.length - 1, seen, method="decode")
 
     def uncached(g: Generation) -> tuple[Array, Cache]:
         start = jnp.maximum(g.length - block_size, 0)
@@ -171,9 +179,19 @@ def extend(
 
         return jax.lax.while_loop(lambda g: g.length < limit, step, g)
 
-    if config.cached:  # the cache has room for block_size tokens, so it gives the logits of up to as many
-        generation = while_shorter_than(jnp.minimum(stop, block_size + 1), cached, generation)
+    if config.cached:  # a text that is short yet need not read the whole cache
+        for seen in _stages(block_size):
+            # A cache of so many tokens gives the logits of the one after them too.
+            generation = while_shorter_than(jnp.minimum(stop, seen + 1), functools.partial(cached, seen), generation)
     return while_shorter_than(stop, uncached, generation)
+
+
+def _stages(block_size: int) -> list[int]:
+    """Lengths up to which attention reads a cache of `block_size`: 64, four times that, and so on, and all of it."""
+    stages = [_FIRST_STAGE]
+    while 4 * stages[-1] <= block_size:
+        stages.append(4 * stages[-1])
+    return [*(stage for stage in stages if stage < block_size), block_size]
 
 
 def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray) -> Int[Array, " B"]:

@@ -85,6 +85,18 @@ def test_cached_and_uncached_draw_the_same_tokens_within_and_past_the_block(mode
     np.testing.assert_array_equal(cached, uncached)
 
 
+@pytest.mark.parametrize(("prompt_length", "tokens"), [(60, 12), (64, 1), (250, 20)])
+def test_the_cache_is_read_as_far_as_it_is_filled(prompt_length, tokens):
+    """Texts that outgrow a stage of the cache: 64 and 256 of 300 positions."""
+    model = GPT(dataclasses.replace(CONFIG, block_size=300, n_layer=1))
+    prompt = np.arange(prompt_length) % 65
+    drawn = [
+        generate(model, fresh(model), prompt, KEY, max_new_tokens=tokens, config=SamplingConfig(cached=cached))
+        for cached in (True, False)
+    ]
+    np.testing.assert_array_equal(*drawn)
+
+
 def test_past_the_block_the_last_block_size_tokens_are_read_anew():
     """The meaning nanoGPT gives it, spelled out with the model's own forward pass."""
     model = GPT(CONFIG)
