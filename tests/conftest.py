@@ -41,7 +41,7 @@ class Finished(NamedTuple):
 def command(script: str, *arguments: object, cwd: Path = ROOT, timeout: float = 240) -> Finished:
     """Run a script of the checkout, as a user would."""
     argv = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     return Finished(done.returncode, done.stdout, done.stderr)
 
