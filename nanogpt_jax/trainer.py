@@ -87,10 +87,10 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         start = hosts.together(prepared, _facts)
         settings, data = start.settings, start.data
         mesh = _mesh(settings)
-        held.enter_context(sharding.use(mesh))
         model = build_model(settings, start.run.vocab_size, jax.default_backend())
         tx = make_optimizer(settings)
         state = start.load(model, tx, mesh)
+        held.enter_context(sharding.use(mesh))  # not before: parameters are made with one token, which no mesh divides
         size = sum(p.size for p in jax.tree.leaves(state.params))
         shape = sharding.mesh_shape(settings.mesh, jax.device_count())
         print(f"{describe()}, mesh {shape}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
