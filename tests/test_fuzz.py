@@ -183,13 +183,14 @@ def compiled_once():
         tx = make_optimizer(Settings(**optimizer))
         return jax.jit(lambda params, seed: trainer.init_state(params, tx, seed), static_argnums=1)
 
-    def state_of(params, tx, settings):
+    def state_of(params, tx, settings, mesh):
         return state_maker(grad_clip=settings.grad_clip)(params, settings.seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_train_step", cached_train_step)
         patch.setattr(trainer, "make_eval_step", make_eval_step)
         patch.setattr(trainer, "_state_of", state_of)
+        patch.setattr(trainer, "_placed", lambda make, mesh, *arguments: make(*arguments))
         yield
 
 
