@@ -147,12 +147,13 @@ class StepLog:
             return
         (step, metrics), self._pending = self._pending, None
         self._updates += 1
-        learning_rate = self.learning_rate(step)
+        due = step % self._settings.log_interval == 0
+        learning_rate = self.learning_rate(step) if due else None  # before a skipped update moves the schedule
         loss, grad_norm = (float(value) for value in jax.device_get((metrics["loss"], metrics["grad_norm"])))
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if not is_finite:
             self._note_nonfinite(step, loss, grad_norm)
-        if step % self._settings.log_interval:
+        if not due:
             return
         each = (time.perf_counter() - self._clock) / self._updates
         self.restart()
