@@ -156,7 +156,7 @@ class CheckpointWriter:
         folder = (out_dir / FOLDER).absolute()
         if jax.process_index() == 0:
             _set_damaged_aside(out_dir, 0 if since is None else since.run.step)
-        runs = [] if since is None else [_run_document(folder / str(step)) for step in _undamaged_steps(out_dir)]
+        runs = [] if since is None else list(_undamaged_runs(out_dir))
         self._kept = _Kept([(run.val_loss, run.step) for run in runs if run.val_loss is not None])
         self._large, self._is_open = large, True
         self._saving = self._latest = None if since is None else since.run.step
@@ -281,12 +281,11 @@ def _steps(out_dir: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
 
 
-def _undamaged_steps(out_dir: Path) -> Iterator[int]:
-    """Those of them whose document can be read."""
+def _undamaged_runs(out_dir: Path) -> Iterator[RunDocument]:
+    """The documents of those of them that have a whole one."""
     for step in _steps(out_dir):
         with contextlib.suppress(_Damaged):
-            _run_document(out_dir / FOLDER / str(step))
-            yield step
+            yield _run_document(out_dir / FOLDER / str(step))
 
 
 def _first_whole(out_dir: Path, steps: Sequence[int], items: Collection[str]) -> Checkpoint | None:
