@@ -41,7 +41,7 @@ def softmax_attention(
 
 
 def _forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, tuple]:
-    if q.shape[2] > LONG and keep is None:
+    if _is_long(q, keep):
         y, log_sums = _long_forward(q, k, v)
         return y, (q, k, v, keep, y, log_sums)
     blocks = []
@@ -55,7 +55,7 @@ def _forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, t
 
 def _backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, keep, y, made = saved
-    if q.shape[2] > LONG and keep is None:
+    if _is_long(q, keep):
         return *_long_backward(q, k, v, y, made, dy), None
     blocks = _blocks(q.shape[2])
     parts = []
@@ -69,6 +69,10 @@ def _backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
 
 
 softmax_attention.defvjp(_forward, _backward)
+
+
+def _is_long(q: Array, keep: Array | None) -> bool:
+    return q.shape[2] > LONG and keep is None
 
 
 def _block_forward(
@@ -137,14 +141,16 @@ def _one_by_one(block: Callable, length: int, out: Any) -> Any:
     `block_size` runs through here and is to be free of `lax.scan`.
     """
     span = length // (_SPANS * ROWS) * ROWS
-    for first in range(0, _SPANS * span, span) if span else ():
 
-        def body(carry: tuple[Array, Any], stop: int = first + span) -> tuple[Array, Any]:
+    def over_span(first: int, stop: int, out: Any) -> Any:
+        def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
             start, out = carry
             return start + ROWS, block(start, ROWS, stop, out)
 
-        stop = first + span
-        _, out = jax.lax.while_loop(lambda carry, stop=stop: carry[0] < stop, body, (jnp.asarray(first), out))
+        return jax.lax.while_loop(lambda carry: carry[0] < stop, body, (jnp.asarray(first), out))[1]
+
+    for index in range(_SPANS):
+        out = over_span(index * span, (index + 1) * span, out)
     for start, stop in _blocks(length, _SPANS * span):
         out = block(start, stop - start, stop, out)
     return out
