@@ -80,13 +80,15 @@ def resolve_dtype(requested: str, platform: str) -> jnp.dtype:
     return jnp.dtype(requested)
 
 
+def published_flops(kind: str) -> float | None:
+    """Published bfloat16 FLOP/s of one device of a `device_kind`, or None where there is no such figure."""
+    return next((peak for name, peak in _PEAK_FLOPS.items() if name in kind), None)
+
+
 def peak_flops() -> float | None:
-    """Published bfloat16 FLOP/s of all local devices together, or None where there is no such figure."""
-    kind = jax.devices()[0].device_kind
-    for name, peak in _PEAK_FLOPS.items():
-        if name in kind:
-            return peak * jax.device_count()
-    return None
+    """Published bfloat16 FLOP/s of all devices together, or None where there is no such figure."""
+    peak = published_flops(jax.devices()[0].device_kind)
+    return None if peak is None else peak * jax.device_count()
 
 
 def describe() -> str:

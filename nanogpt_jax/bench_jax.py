@@ -71,9 +71,8 @@ class Training:
 
     def _batch(self) -> Batch:
         settings = self._settings
-        shape = (settings.gradient_accumulation_steps, settings.batch_size)
-        shape = shape[shape[0] == 1 :]
-        return random_batch(self._data, "train", settings.seed, self._iteration, shape, settings.block_size)
+        sizes = settings.batch_shape, settings.block_size
+        return random_batch(self._data, "train", settings.seed, self._iteration, *sizes)
 
 
 class Sampling:

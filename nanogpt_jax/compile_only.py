@@ -19,13 +19,14 @@ import numpy as np
 from jax.experimental import topologies
 
 from nanogpt_jax import sharding
+from nanogpt_jax.accelerator import published_flops
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import UserError, in_short
 from nanogpt_jax.hlo_traffic import traffic
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.telemetry import flops_per_token
-from nanogpt_jax.training import Batch, init_params, init_state, make_train_step
+from nanogpt_jax.training import Batch, abstract_state, make_train_step
 
 GIB = 2**30
 
@@ -41,9 +42,9 @@ class Chip(NamedTuple):
 
 # Google Cloud's documentation, "TPU architecture", the pages of v5e, v5p and v6e; links are given there in bits.
 CHIPS = {
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 1600e9 / 8),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 4800e9 / 8),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 3584e9 / 8),
+    "v5e": Chip(published_flops("TPU v5e"), 16 * GIB, 819e9, 1600e9 / 8),
+    "v5p": Chip(published_flops("TPU v5p"), 95 * GIB, 2765e9, 4800e9 / 8),
+    "v6e": Chip(published_flops("TPU v6e"), 32 * GIB, 1640e9, 3584e9 / 8),
 }
 
 
@@ -128,11 +129,9 @@ def cost(settings: Settings, chip: Chip, devices: Any, shape: sharding.MeshShape
     model = build_model(settings, settings.vocab_size or 50304, "tpu")
     tx = make_optimizer(settings)
     mesh = sharding.make_mesh(shape, devices)
-    abstract = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
+    abstract = abstract_state(model, tx)
     state = sharding.placed(mesh, abstract)
-    dims: tuple[int, ...] = (settings.batch_size, settings.block_size)
-    if settings.gradient_accumulation_steps > 1:
-        dims = (settings.gradient_accumulation_steps, *dims)
+    dims = (*settings.batch_shape, settings.block_size)
     tokens = jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding.batch_sharding(mesh, len(dims)))
     places = sharding.state_shardings(mesh, abstract)
     with sharding.use(mesh), _quiet():

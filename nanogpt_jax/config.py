@@ -195,6 +195,12 @@ class Settings:
         return GPTConfig(**shape, vocab_size=self.vocab_size or vocab_size)
 
     @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Sequences of one update: (batch_size,), with an axis of micro-batches in front where there are several."""
+        micro_batches = self.gradient_accumulation_steps
+        return (self.batch_size,) if micro_batches == 1 else (micro_batches, self.batch_size)
+
+    @property
     def tokens_per_iter(self) -> int:
         """Tokens that one update learns from."""
         return self.gradient_accumulation_steps * self.batch_size * self.block_size

@@ -34,7 +34,7 @@ from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, o
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepare import load_meta
 from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE, write_config
-from nanogpt_jax.training import init_params, init_state
+from nanogpt_jax.training import abstract_state, init_state
 
 Form = Literal["run", "hf", "nanogpt"]
 _WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors"}
@@ -131,7 +131,7 @@ def _read_run(source: Path, form: Form) -> Snapshot:
     if settings.model != "gpt":
         raise UserError(f"model={settings.model} in {source} has no equal in other programs; convert a gpt")
     model, tx = build_model(settings, run.vocab_size, "cpu"), make_optimizer(settings)
-    like = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
+    like = abstract_state(model, tx)
     snapshot = Snapshot(model.config, like.params, settings, run.tokenizer, run.step, run.best_val_loss)
     if form == "hf":
         return dataclasses.replace(snapshot, params=checkpoint.params(like.params))

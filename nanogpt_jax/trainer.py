@@ -29,6 +29,7 @@ from nanogpt_jax.telemetry import MetricsFile, NoMetrics, Profile, StepLog, writ
 from nanogpt_jax.training import (
     Params,
     TrainState,
+    abstract_state,
     init_params,
     init_state,
     is_finite,
@@ -86,13 +87,14 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         hosts.together(lambda: settings, _shared_settings)
         start = hosts.together(prepared, _facts)
         settings, data = start.settings, start.data
-        mesh = _mesh(settings)
+        shape = sharding.mesh_shape(settings.mesh, jax.device_count())
+        sharding.require_fit(shape, settings)
+        mesh = None if jax.device_count() == 1 else sharding.make_mesh(shape, jax.devices())
         model = build_model(settings, start.run.vocab_size, jax.default_backend())
         tx = make_optimizer(settings)
         state = start.load(model, tx, mesh)
         held.enter_context(sharding.use(mesh))  # not before: parameters are made with one token, which no mesh divides
         size = sum(p.size for p in jax.tree.leaves(state.params))
-        shape = sharding.mesh_shape(settings.mesh, jax.device_count())
         print(f"{describe()}, mesh {shape}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
         print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
         eval_step = make_eval_step(model)
@@ -105,13 +107,6 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         places = None if mesh is None else sharding.state_shardings(mesh, state)
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
         return _update_until_done(start, train_step, eval_step, state, mesh)
-
-
-def _mesh(settings: Settings) -> Mesh | None:
-    """The mesh that the settings ask for, None for one device. Raises `UserError` if it does not fit."""
-    shape = sharding.mesh_shape(settings.mesh, jax.device_count())
-    sharding.require_fit(shape, settings)
-    return None if jax.device_count() == 1 else sharding.make_mesh(shape, jax.devices())
 
 
 def _facts(start: Start) -> dict[str, Any]:
@@ -160,8 +155,7 @@ def _resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
     require_same_data(checkpoint.run, digest, settings)
 
     def load(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-        like = jax.eval_shape(lambda: init_state(init_params(model, settings.seed), tx, settings.seed))
-        return checkpoint.state(sharding.placed(mesh, like))
+        return checkpoint.state(sharding.placed(mesh, abstract_state(model, tx)))
 
     run = dataclasses.replace(checkpoint.run, settings=vars(settings), data=digest)
     return Start(settings, data, run, load, checkpoint)
@@ -297,11 +291,8 @@ def _final_loss(
 
 
 def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> dataset.Batch:
-    """The batch of update `step`, with a leading axis for micro-batches where there are several."""
-    shape: tuple[int, ...] = (settings.batch_size,)
-    if settings.gradient_accumulation_steps > 1:
-        shape = (settings.gradient_accumulation_steps, *shape)
-    return feed.random_batch(mesh, data.train, "train", settings.seed, step, shape, settings.block_size)
+    """The batch of update `step`."""
+    return feed.random_batch(mesh, data.train, "train", settings.seed, step, settings.batch_shape, settings.block_size)
 
 
 def _open_data(settings: Settings) -> Data:

@@ -60,6 +60,11 @@ def init_state(params: Params, tx: optax.GradientTransformation, seed: int | Int
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(seed, jnp.uint32))
 
 
+def abstract_state(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+    """The shapes and types of a state of `model` and `tx`: nothing is computed."""
+    return jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0))
+
+
 def purpose_key(seed: int | Int[Array, ""], purpose: str) -> PRNGKeyArray:
     """The root key of one use of randomness; different purposes under one seed draw independently."""
     purposes = ("init", "dropout", "sample")

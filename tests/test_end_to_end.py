@@ -16,7 +16,7 @@ from nanogpt_jax.dataset import open_tokens, whole_split
 from nanogpt_jax.decoding_weights import decoding_weights
 from nanogpt_jax.loading import build_model, open_run, open_weights, stored_settings
 from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.training import init_params, init_state
+from nanogpt_jax.training import abstract_state
 
 from .conftest import ROOT, command, metrics_of
 
@@ -26,7 +26,7 @@ def state_of(out_dir):
     checkpoint = open_run(out_dir)
     settings = stored_settings(checkpoint.run)
     model, tx = build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
-    return checkpoint.state(jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0)))
+    return checkpoint.state(abstract_state(model, tx))
 
 
 def assert_same_bits(one, other):

@@ -28,7 +28,7 @@ from nanogpt_jax.model import GPT
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepare import prepare_text
 from nanogpt_jax.sampler import SampleSettings, sample_text
-from nanogpt_jax.training import init_params, init_state
+from nanogpt_jax.training import abstract_state, init_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -328,7 +328,7 @@ def state_of(run: Path) -> Any:
     checkpoint = loading.open_run(run)
     settings = loading.stored_settings(checkpoint.run)
     model, tx = loading.build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
-    return checkpoint.state(jax.eval_shape(lambda: init_state(init_params(model, 0), tx, settings.seed)))
+    return checkpoint.state(abstract_state(model, tx))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from nanogpt_jax import cli, sampler, trainer  # noqa: F401 (imported before the
 from nanogpt_jax.checkpoint import FOLDER, newest
 from nanogpt_jax.loading import build_model, open_run, stored_settings
 from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.training import init_params, init_state
+from nanogpt_jax.training import abstract_state
 from tests.tiny import TINY, prepare_tiny
 
 STEPS_A_LIFE = 12
@@ -232,8 +232,7 @@ def _leaves(run: Path) -> list[np.ndarray]:
     checkpoint = open_run(run)
     settings = stored_settings(checkpoint.run)
     model, tx = build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
-    like = jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint.state(like))]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoint.state(abstract_state(model, tx)))]
 
 
 def _differing_bits(one: np.ndarray, other: np.ndarray) -> int:
