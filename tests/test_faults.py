@@ -14,7 +14,18 @@ import jax
 import numpy as np
 import pytest
 
-from nanogpt_jax import cli, telemetry, trainer
+from nanogpt_jax import (
+    Batch,
+    Bigram,
+    cli,
+    init_params,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    preset,
+    telemetry,
+    trainer,
+)
 from nanogpt_jax.checkpoint import FOLDER, newest
 from nanogpt_jax.errors import RunFailed, UserError
 from nanogpt_jax.faults import set_previous_run_aside
@@ -191,16 +202,14 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_where_that_is_asked
     assert line["loss"] is None and line["skipped"] is True
 
 
-def test_a_skipped_update_changes_the_step_alone(data_dir):
-    settings = cli.PRESETS["bigram"]
-    settings = trainer.Settings(**{**settings, "nan_policy": "skip"})
-    model = trainer.build_model(settings, 5, "cpu")
-    tx = trainer.make_optimizer(settings)
-    state = trainer.init_state(trainer.init_params(model, 0), tx, 0)
+def test_a_skipped_update_changes_the_step_alone():
+    settings = preset("bigram")
+    model, tx = Bigram(settings.gpt_config(vocab_size=5)), make_optimizer(settings)
+    state = init_state(init_params(model, 0), tx, 0)
     state = state.replace(params=jax.tree.map(lambda p: p.at[0, 0].set(np.nan), state.params))
     kept = jax.tree.map(np.array, (state.params, state.opt_state))
-    batch = trainer.dataset.Batch(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.int32))
-    new, metrics = trainer.make_train_step(model, tx, skip_nonfinite=True)(state, batch)
+    batch = Batch(np.zeros((2, 3), np.int32), np.zeros((2, 3), np.int32))
+    new, metrics = make_train_step(model, tx, skip_nonfinite=True)(state, batch)
     assert np.isnan(metrics["loss"]) and int(new.step) == 1
     assert_same_bits((new.params, new.opt_state), kept)
 

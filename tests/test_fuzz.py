@@ -20,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax import cli, convert, trainer
+from nanogpt_jax import cli, convert, init_state, start, trainer
 from nanogpt_jax.config import PRESETS, Settings
 from nanogpt_jax.errors import RunFailed, UserError
 from nanogpt_jax.optimizer import make_optimizer
@@ -181,7 +181,7 @@ def compiled_once():
     @functools.cache
     def state_maker(**optimizer):
         tx = make_optimizer(Settings(**optimizer))
-        return jax.jit(lambda params, seed: trainer.init_state(params, tx, seed), static_argnums=1)
+        return jax.jit(lambda params, seed: init_state(params, tx, seed), static_argnums=1)
 
     def state_of(params, tx, settings, mesh):
         return state_maker(grad_clip=settings.grad_clip)(params, settings.seed)
@@ -189,8 +189,8 @@ def compiled_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "make_train_step", cached_train_step)
         patch.setattr(trainer, "make_eval_step", make_eval_step)
-        patch.setattr(trainer, "_state_of", state_of)
-        patch.setattr(trainer, "_placed", lambda make, mesh, *arguments: make(*arguments))
+        patch.setattr(start, "_state_of", state_of)
+        patch.setattr(start, "_placed", lambda make, mesh, *arguments: make(*arguments))
         yield
 
 

@@ -1,0 +1,155 @@
+"""Where a run begins: fresh, from weights of others, or where an earlier run stopped. Nothing is written here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
+from nanogpt_jax import dataset, hosts, prepare, sharding
+from nanogpt_jax.checkpoint import Checkpoint, RunDocument
+from nanogpt_jax.config import Settings
+from nanogpt_jax.dataset import TokenFile
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.loading import Weights, open_run, open_weights
+from nanogpt_jax.resume import require_same_data, resumed_settings
+from nanogpt_jax.training import Params, TrainState, abstract_state, init_params, init_state
+
+
+class Data(NamedTuple):
+    """Both splits of a data set, and the tokenizer that made them, as JSON."""
+
+    train: TokenFile
+    val: TokenFile
+    tokenizer: dict[str, Any]
+    vocab_size: int
+
+    def digest(self) -> str:
+        """What tells these tokens from others."""
+        return "-".join(dataset.digest(file) for file in (self.train, self.val))
+
+
+class Start(NamedTuple):
+    """Where a run begins: its settings and data, what it has behind it, and how to get the state it begins with."""
+
+    settings: Settings
+    data: Data
+    run: RunDocument
+    load: Callable[[nn.Module, optax.GradientTransformation, Mesh | None], TrainState]
+    since: Checkpoint | None = None  # the checkpoint that it goes on from
+
+
+def begun(settings: Settings, given: Mapping[str, Any]) -> Start:
+    """A new run, from fresh parameters or from weights that `init_from` names."""
+    if settings.init_from == "scratch":
+        data = _open_data(settings)
+        vocab_size = settings.gpt_config(data.vocab_size).vocab_size
+        run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest())
+
+        def fresh(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+            return _state_of(_placed(lambda: init_params(model, settings.seed), mesh), tx, settings, mesh)
+
+        return Start(settings, data, run, fresh)
+    weights = open_weights(settings.init_from, settings.data_dir)
+    settings = _with_shape_of(settings, weights, given)
+    data = _open_data(settings)
+    _require_data_of(weights, data, settings.init_from)
+    run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0, data=data.digest())
+
+    def loaded(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+        return _state_of(weights.load(model, mesh), tx, settings, mesh)
+
+    return Start(settings, data, run, loaded)
+
+
+def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
+    """The run in `out_dir`, from its newest whole checkpoint."""
+    checkpoint = open_run(Path(settings.out_dir))
+    settings = resumed_settings(checkpoint.run, settings.out_dir, given)
+    data = _open_data(settings)
+    _require_same_tokenizer(checkpoint.run.tokenizer, data, settings.out_dir)
+    digest = data.digest()
+    require_same_data(checkpoint.run, digest, settings)
+
+    def load(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+        return checkpoint.state(sharding.placed(mesh, abstract_state(model, tx)))
+
+    run = dataclasses.replace(checkpoint.run, settings=vars(settings), data=digest)
+    return Start(settings, data, run, load, checkpoint)
+
+
+def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings, mesh: Mesh | None) -> TrainState:
+    return _placed(lambda params: init_state(params, tx, settings.seed), mesh, params)
+
+
+def _placed(make: Callable[..., Any], mesh: Mesh | None, *arguments: Any) -> Any:
+    """The arrays that `make` gives, each made where it belongs: no device ever holds another one's share."""
+    places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make, *arguments))
+    return jax.jit(make, out_shardings=places)(*arguments)
+
+
+def _open_data(settings: Settings) -> Data:
+    """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
+    folder = Path(settings.data_dir) / settings.dataset
+    if settings.dataset in prepare.KNOWN:
+        hosts.first_alone(lambda: _prepare_if_missing(settings.dataset, folder))
+    meta = prepare.load_meta(folder)
+    splits = [
+        dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
+        for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
+    ]
+    return Data(*splits, meta.tokenizer, meta.vocab_size)
+
+
+def _prepare_if_missing(name: str, folder: Path) -> None:
+    if not any((folder / file).exists() for file in ("meta.json", "train.bin")):
+        print(f"{folder} is not prepared yet: preparing it", flush=True)
+        prepare.KNOWN[name](folder)
+
+
+def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
+    """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT.
+
+    A smaller `block_size` that is asked for stays too: the model is cropped to it. Raises `UserError` where anything
+    else that is asked for is not what the weights have.
+    """
+    shape = weights.settings | {"vocab_size": weights.vocab_size}
+    for name in sorted(shape.keys() & given):
+        new, old = getattr(settings, name), shape[name]
+        if name == "block_size" and new < old:
+            shape[name] = new
+        elif new != old:
+            crop = ", or smaller to crop them" if name == "block_size" else ""
+            raise UserError(
+                f"{name}={new} does not fit the weights in {settings.init_from}, which have {name}={old}; "
+                f"leave it out{crop}"
+            )
+    return dataclasses.replace(settings, **shape)
+
+
+def _require_data_of(weights: Weights, data: Data, source: str) -> None:
+    """Refuse a data set that the weights know nothing of. Weights may have more tokens than it: they are padded."""
+    if weights.tokenizer is not None:
+        _require_same_tokenizer(weights.tokenizer, data, source)
+        return
+    folder = data.train.path.parent
+    if data.vocab_size > weights.vocab_size:
+        raise UserError(
+            f"{folder} has {data.vocab_size} tokens where the weights in {source} have {weights.vocab_size}; "
+            "name the data set they belong to"
+        )
+    print(f"{source} does not say what its tokens are: taking them for those of {folder}", flush=True)
+
+
+def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) -> None:
+    if tokenizer != data.tokenizer:
+        raise UserError(
+            f"the weights in {source} were trained with another tokenizer than {data.train.path.parent} was made with; "
+            "name the data set they belong to, or prepare this one with their tokenizer"
+        )
