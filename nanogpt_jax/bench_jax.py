@@ -93,9 +93,7 @@ class Sampling:
         self._limits = Limits(np.dtype(self._model.dtype).name)
         self._facts = device_facts(np.dtype(self._model.dtype).name) | {
             "weight_bytes": weight_bytes(self._weights),
-            "cache_bytes_per_position": cache_bytes_per_position(
-                jax.eval_shape(lambda: self._model.init_cache(1)), 1, settings.block_size
-            ),
+            "cache_bytes_per_position": cache_bytes_per_position(self._model),
             "reading_flops": reading_flops(settings, params),
         }
 

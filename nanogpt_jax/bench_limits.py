@@ -5,8 +5,7 @@ A program's share of the limit is what it asks for, times how often it gets it i
 
 from __future__ import annotations
 
-from typing import Any
-
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -76,6 +75,7 @@ def bytes_per_token(weights: int, cache_per_position: float, prompt: int, tokens
     return weights / batch + cache_per_position * (prompt + (tokens - 1) / 2)
 
 
-def cache_bytes_per_position(cache: Any, batch: int, block_size: int) -> float:
-    """Bytes that a cache holds for one position of one sequence."""
-    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(cache)) / (batch * block_size)
+def cache_bytes_per_position(model: nn.Module) -> int:
+    """Bytes that the model's cache holds for one position of one sequence."""
+    cache = jax.eval_shape(lambda: model.init_cache(batch=1, length=1))
+    return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(cache))

@@ -214,10 +214,10 @@ class GPT(nn.Module):
         x, cache = self._blocks(idx, cache, position, train=False, seen=seen)
         return self.head(x[:, -1]), cache
 
-    def init_cache(self, batch: int) -> Cache:
-        """An empty cache for `batch` sequences of up to `block_size` tokens."""
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` sequences of up to `length` tokens, which are at most `block_size`."""
         cfg = self.config
-        shape = (batch * cfg.n_head, cfg.block_size, cfg.head_size)
+        shape = (batch * cfg.n_head, length, cfg.head_size)
         # Arrays of their own, each: the generation loop takes over their memory.
         return tuple(KeyValues(*(jnp.zeros(shape, self.dtype) for _ in "kv")) for _ in range(cfg.n_layer))
 
@@ -285,7 +285,7 @@ class Bigram(nn.Module):
         """As `GPT.decode`."""
         return self.wte(idx[:, -1]), cache
 
-    def init_cache(self, batch: int) -> Cache:
+    def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache: there is nothing to remember."""
         return ()
 

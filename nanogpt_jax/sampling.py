@@ -60,7 +60,8 @@ class SamplingConfig:
 class Generation(NamedTuple):
     """Texts under way: a buffer of tokens of which the first `length` are there, and the model's memory of them.
 
-    `offset` counts the tokens of the prompt that came before the buffer, so that positions are those of the text.
+    `offset` counts the tokens of the prompt that came before the buffer, so that positions are those of the text. The
+    cache is empty until `prefill`.
     """
 
     tokens: Int[Array, "B L"]
@@ -116,32 +117,35 @@ def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_to
         raise UserError("the prompt is empty and there is nothing to continue; give at least one token")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} draws nothing; choose at least 1")
-    block_size = model.config.block_size
-    offset = max(0, len(prompt) - block_size)
+    offset = max(0, len(prompt) - model.config.block_size)
     prompt = np.asarray(prompt)[offset:]
-    size = max(block_size, _power_of_two(len(prompt) + max_new_tokens))
-    tokens = np.zeros((len(samples), size), np.int32)
+    tokens = np.zeros((len(samples), _power_of_two(len(prompt) + max_new_tokens)), np.int32)
     tokens[:, : len(prompt)] = prompt
     numbers = (np.asarray(n, np.int32) for n in (len(prompt), offset))
-    cache = _empty_cache(model, len(samples))
-    return Generation(*jax.device_put((tokens, *numbers)), jnp.asarray(samples, jnp.int32), cache)
+    return Generation(*jax.device_put((tokens, *numbers)), jnp.asarray(samples, jnp.int32), cache=())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _empty_cache(model: nn.Module, batch: int) -> Cache:
-    return model.init_cache(batch)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="generation")
 def prefill(model: nn.Module, weights: Weights, generation: Generation) -> Generation:
-    """Read the whole prompt in one pass, so that the cache holds its keys and values.
+    """Read the prompt, which all texts share, in one pass, so that the cache holds its keys and values."""
+    window = _window(model, generation)
+    read = min(window, _power_of_two(int(generation.length)))
+    return generation._replace(cache=_prompt_cache(model, weights, generation.tokens, read, window))
 
-    What the buffer holds past the prompt is read too, and does no harm: the cache's entry of a position is written
-    anew when the token of that position has been drawn and is read, before anything may look at it.
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _prompt_cache(model: nn.Module, weights: Weights, tokens: Int[Array, "B L"], read: int, window: int) -> Cache:
+    """A cache of `window` positions for each text, after the first `read` tokens of the first one.
+
+    Of these, what follows the prompt does no harm: the cache's entry of a position is written anew when the token of
+    that position has been drawn and is read, before anything may look at it.
     """
-    window = generation.tokens[:, : model.config.block_size]
-    _, cache = model.apply(weights, window, generation.cache, 0, method="decode")
-    return generation._replace(cache=cache)
+    _, cache = model.apply(weights, tokens[:1, :read], model.init_cache(1, window), 0, read, method="decode")
+    return jax.tree.map(lambda once: jnp.tile(once, (len(tokens), 1, 1)), cache)
+
+
+def _window(model: nn.Module, generation: Generation) -> int:
+    """Tokens that the model looks back on at most."""
+    return min(model.config.block_size, generation.tokens.shape[1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="generation")
@@ -157,7 +161,7 @@ def extend(
 
     With `config.cached`, `generation` must have been through `prefill`.
     """
-    block_size = model.config.block_size
+    window = _window(model, generation)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
 
     def cached(seen: int, g: Generation) -> tuple[Array, Cache]:
@@ -165,9 +169,9 @@ def extend(
         return model.apply(weights, last, g.cache, g.length - 1, seen, method="decode")
 
     def uncached(g: Generation) -> tuple[Array, Cache]:
-        start = jnp.maximum(g.length - block_size, 0)
-        window = jax.lax.dynamic_slice_in_dim(g.tokens, start, block_size, axis=1)
-        return model.apply(weights, window, g.length - 1 - start, method="logits_at"), g.cache
+        start = jnp.maximum(g.length - window, 0)
+        seen = jax.lax.dynamic_slice_in_dim(g.tokens, start, window, axis=1)
+        return model.apply(weights, seen, g.length - 1 - start, method="logits_at"), g.cache
 
     def while_shorter_than(limit: Array, logits_of, g: Generation) -> Generation:
         def step(g: Generation) -> Generation:
@@ -180,18 +184,20 @@ def extend(
         return jax.lax.while_loop(lambda g: g.length < limit, step, g)
 
     if config.cached:  # a text that is short yet need not read the whole cache
-        for seen in _stages(block_size):
+        for seen in _stages(window):
             # A cache of so many tokens gives the logits of the one after them too.
             generation = while_shorter_than(jnp.minimum(stop, seen + 1), functools.partial(cached, seen), generation)
+        if window == generation.tokens.shape[1]:  # no text outgrows it
+            return generation
     return while_shorter_than(stop, uncached, generation)
 
 
-def _stages(block_size: int) -> list[int]:
-    """Lengths up to which attention reads a cache of `block_size`: 64, four times that, and so on, and all of it."""
+def _stages(window: int) -> list[int]:
+    """Lengths up to which attention reads a cache of `window` positions: 64, four times that, ..., and all of it."""
     stages = [_FIRST_STAGE]
-    while 4 * stages[-1] <= block_size:
+    while 4 * stages[-1] <= window:
         stages.append(4 * stages[-1])
-    return [*(stage for stage in stages if stage < block_size), block_size]
+    return [*(stage for stage in stages if stage < window), window]
 
 
 def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray) -> Int[Array, " B"]:

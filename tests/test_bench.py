@@ -283,8 +283,7 @@ def test_operations_and_bytes_are_those_of_the_closed_form(tied):
     outputs = L * 9 * C + V  # each has a scale of its own: c_attn 3C, two c_proj C each, c_fc 4C, the head
     small = bench_limits.weight_bytes(decoding_weights(model, params, "int8"))
     assert small == matrices + V * C + 4 * (outputs + vectors)
-    cache = jax.eval_shape(lambda: model.init_cache(3))
-    per_position = bench_limits.cache_bytes_per_position(cache, 3, T)
+    per_position = bench_limits.cache_bytes_per_position(model)
     assert per_position == 4 * 2 * L * C
     steps = [1000 + 4 * per_position * (5 + index) for index in range(9)]  # a text of 9 tokens, 4 at once
     assert bench_limits.bytes_per_token(1000, per_position, 5, 9, 4) == pytest.approx(sum(steps) / (4 * 9))

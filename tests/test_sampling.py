@@ -47,9 +47,10 @@ def primitives(jaxpr):
 @pytest.mark.parametrize("config", [SamplingConfig(top_p=0.9), SamplingConfig(0.0), SamplingConfig(cached=False)])
 def test_the_generation_loop_has_no_scan(model_and_params, config):
     model, params = model_and_params
-    start = sampling.begin(model, np.arange(3), jnp.arange(2), 40)
-    loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, {"params": params}, start, KEY, 43)
-    first = jax.make_jaxpr(sampling.prefill, static_argnums=0)(model, {"params": params}, start)
+    weights = decoding_weights(model, params)
+    start = sampling.prefill(model, weights, sampling.begin(model, np.arange(3), jnp.arange(2), 40))
+    loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, weights, start, KEY, 43)
+    first = jax.make_jaxpr(sampling._prompt_cache, static_argnums=(0, 3, 4))(model, weights, start.tokens, 16, 16)
     assert "while" in set(primitives(loop.jaxpr))
     assert "scan" not in {*primitives(loop.jaxpr), *primitives(first.jaxpr)}
 
