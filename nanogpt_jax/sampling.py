@@ -211,7 +211,19 @@ def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray
         logits = _keep_at_least(logits, _kth_largest(logits, config.top_k))
     if config.top_p is not None and config.top_p < 1:
         logits = _keep_at_least(logits, _nucleus_threshold(logits, config.top_p))
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return jax.vmap(_categorical)(keys, logits)
+
+
+def _categorical(key: PRNGKeyArray, logits: Float[Array, " V"]) -> Int[Array, ""]:
+    """What `jax.random.categorical` draws: the largest of the logits with Gumbel noise added.
+
+    In two steps, the largest number and then its place, because XLA:CPU takes the noise's logarithms one by one where
+    they are computed inside `argmax`.
+    """
+    noisy = logits + jax.random.gumbel(key, logits.shape)
+    here = noisy >= jnp.max(noisy)
+    last = len(logits) - 1  # where there is no largest, because logits are NaN
+    return jnp.min(jnp.where(here, jnp.arange(len(logits), dtype=jnp.int32), last))
 
 
 def _keep_at_least(logits: Array, threshold: Float[Array, "B 1"]) -> Array:
@@ -226,7 +238,7 @@ def _kth_largest(logits: Float[Array, "B V"], k: int) -> Float[Array, "B 1"]:
     found = jnp.zeros((len(logits), 1), jnp.uint32)
     for bit in reversed(range(32)):
         higher = found | jnp.uint32(1 << bit)
-        enough = jnp.sum(order >= higher, axis=-1, keepdims=True) >= k
+        enough = jnp.sum((order >= higher).astype(jnp.float32), axis=-1, keepdims=True) >= k
         found = jnp.where(enough, higher, found)
     return jax.lax.bitcast_convert_type(jnp.where(found >= sign, found ^ sign, ~found), jnp.float32)
 

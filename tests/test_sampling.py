@@ -172,6 +172,16 @@ def test_only_allowed_tokens_are_drawn_in_their_proportions(config, allowed):
     assert not drawn(config)[np.setdiff1d(range(4), allowed)].any()
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 2**31), st.sampled_from([1, 65]), st.floats(0.1, 100))
+def test_tokens_are_drawn_as_jax_draws_categories(seed, vocab_size, spread):
+    key = jax.random.key(seed)
+    logits = spread * jax.random.normal(jax.random.fold_in(key, 1), (3, vocab_size))
+    keys = jax.random.split(key, 3)
+    expected = jax.vmap(jax.random.categorical)(keys, logits)
+    np.testing.assert_array_equal(draw(SamplingConfig(1.0, None), logits, keys), expected)
+
+
 def test_temperature_sharpens():
     assert drawn(SamplingConfig(0.25))[0] > drawn(SamplingConfig(1.0))[0] > drawn(SamplingConfig(4.0))[0]
 
