@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import itertools
 import os
+import signal
 import sys
 import tomllib
 import types
@@ -146,7 +147,8 @@ def _train(base: Mapping[str, Any] | None, explicit: dict[str, Any], platform: s
         trainer.train(settings, explicit)
     except Stopped as stopped:
         again = f"--init_from=resume --out_dir={settings.out_dir}"
-        print(f"stopped and saved; go on with: python train.py {again}", flush=True)
+        heard = sys.stderr if stopped.number == signal.SIGPIPE else sys.stdout
+        print(f"stopped and saved; go on with: python train.py {again}", file=heard, flush=True)
         return 128 + stopped.number
     return OK
 

@@ -6,11 +6,14 @@ Each becomes an orderly end with one line that says how to go on; the last whole
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 import jax
 from filelock import FileLock, Timeout
@@ -34,9 +37,9 @@ class Stopped(Exception):
 def signals() -> Iterator[list[int]]:
     """A list that a first SIGINT or SIGTERM is put into; a second one ends the process at once.
 
-    Of several processes, JAX listens to SIGTERM, see `hosts.should_stop`.
-
     At once means by the kernel, without Python: whatever is being written is safe, since nothing is written in place.
+    SIGPIPE is put into the list when nobody reads the output any more. Of several processes, JAX listens to SIGTERM,
+    see `hosts.should_stop`.
     """
     received: list[int] = []
 
@@ -48,10 +51,34 @@ def signals() -> Iterator[list[int]]:
     ours = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
     before = {number: signal.signal(number, note) for number in ours}
     try:
-        yield received
+        with contextlib.redirect_stdout(_Output(sys.stdout, received)):
+            yield received
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
+
+
+class _Output:
+    """Standard output; once its reader has gone it leads nowhere, and SIGPIPE is in `received`."""
+
+    def __init__(self, out: TextIO, received: list[int]) -> None:
+        self._out, self._received = out, received
+
+    def write(self, text: str) -> None:
+        self._while_read(self._out.write, text)
+
+    def flush(self) -> None:
+        self._while_read(self._out.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def _while_read(self, act: Callable, *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            self._received.append(signal.SIGPIPE)
 
 
 @contextlib.contextmanager

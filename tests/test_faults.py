@@ -315,6 +315,17 @@ def test_a_signal_saves_says_how_to_resume_and_ends_with_its_status(flags, tmp_p
     assert newest(tmp_path / "run").run.step == last + 1
 
 
+def test_a_reader_that_goes_away_stops_and_saves_the_run(flags, tmp_path):
+    process = start(*flags, "--max_iters=1000000")
+    read_until(process, "iter 5")
+    process.stdout.close()
+    again = f"go on with: python train.py --init_from=resume --out_dir={tmp_path / 'run'}\n"
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert process.stderr.read().endswith(again)
+    last = max(line["step"] for line in metrics_of(tmp_path / "run"))
+    assert newest(tmp_path / "run").run.step == last + 1
+
+
 def test_a_second_signal_ends_the_run_at_once(flags, tmp_path):
     process = start(*flags, "--eval_iters=1000000")  # an evaluation that takes hours
     while not (tmp_path / "run" / FOLDER).is_dir():  # made just before signals are waited for
