@@ -1,7 +1,8 @@
 """What the tests share: quick compilation, one prepared data set and one trained run.
 
 Programs are compiled without most optimisations and kept in pytest's cache folder: these tests compile many small ones
-and run each but a few times. Commands that the tests start as processes run as a user's would.
+and run each but a few times. Commands that the tests start as processes run as a user's would. pytest-xdist runs the
+files side by side, in processes that share what is made once here.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import hypothesis
 import jax
 import pytest
@@ -51,13 +54,28 @@ def metrics_of(out_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` after `make(folder)`, which one of the processes of this test run calls, and all wait for."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.done"
+    with filelock.FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with Tiny Shakespeare in it, prepared by the command users run."""
-    folder = tmp_path_factory.mktemp("data")
-    done = command("data/shakespeare_char/prepare.py", f"--data_dir={folder}")
-    assert done.status == 0, done.err
-    return folder
+
+    def prepare(folder: Path) -> None:
+        done = command("data/shakespeare_char/prepare.py", f"--data_dir={folder}")
+        assert done.status == 0, done.err
+
+    return once(tmp_path_factory, "data", prepare)
 
 
 class Run(NamedTuple):
@@ -74,8 +92,12 @@ SHORT = ("--max_iters=300", "--lr_decay_iters=300", "--eval_interval=100", "--ev
 @pytest.fixture(scope="session")
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One trained model, for all the tests that need some."""
-    out_dir = tmp_path_factory.mktemp("runs") / "trained"
-    arguments = ("shakespeare_char_cpu", *SHORT, f"--data_dir={data_dir}", f"--out_dir={out_dir}")
-    finished = command("train.py", *arguments)
-    assert finished.status == 0, finished.err
-    return Run(out_dir, finished)
+
+    def train(folder: Path) -> None:
+        out_dir = folder / "trained"
+        finished = command("train.py", "shakespeare_char_cpu", *SHORT, f"--data_dir={data_dir}", f"--out_dir={out_dir}")
+        assert finished.status == 0, finished.err
+        (folder / "finished.json").write_text(json.dumps(finished))
+
+    folder = once(tmp_path_factory, "runs", train)
+    return Run(folder / "trained", Finished(*json.loads((folder / "finished.json").read_text())))
