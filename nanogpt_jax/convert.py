@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from nanogpt_jax import cli
 from nanogpt_jax.accelerator import use_accelerator
-from nanogpt_jax.checkpoint import FOLDER, CheckpointWriter, RunDocument
+from nanogpt_jax.checkpoint import FOLDER, RunDocument
 from nanogpt_jax.config import PRETRAINED, Settings, require_choice
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.interop import (
@@ -33,6 +33,7 @@ from nanogpt_jax.interop import (
 from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, open_run, stored_settings, tokenizer_of
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepare import load_meta
+from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE, write_config
 from nanogpt_jax.training import abstract_state, init_state
 

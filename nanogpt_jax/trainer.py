@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 
 from nanogpt_jax import dataset, feed, hosts, sharding
 from nanogpt_jax.accelerator import describe
-from nanogpt_jax.checkpoint import CheckpointWriter, RunDocument
+from nanogpt_jax.checkpoint import RunDocument
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, set_previous_run_aside, signals, unwritable
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.start import Data, Start, begun, resumed
 from nanogpt_jax.telemetry import MetricsFile, NoMetrics, Profile, StepLog, write_config
 from nanogpt_jax.training import (

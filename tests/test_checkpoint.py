@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from nanogpt_jax.checkpoint import FOLDER, CheckpointWriter, RunDocument, best, newest
+from nanogpt_jax.checkpoint import FOLDER, RunDocument, best, newest
 from nanogpt_jax.config import GPTConfig, preset
 from nanogpt_jax.errors import RunFailed, UserError
 from nanogpt_jax.loading import open_run, open_weights, stored_settings
 from nanogpt_jax.model import Bigram
 from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.training import init_params, init_state
 
 SETTINGS = preset("bigram")
