@@ -6,10 +6,12 @@ shows one pass of the model over all of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Int
@@ -78,7 +80,8 @@ def rendered(settings: LensSettings) -> str:
     prompt = tokenizer.encode(prompt_text(settings.start))
     shape = Settings(**weights.settings, dtype="float32")
     model = build_model(shape, weights.vocab_size, jax.default_backend())
-    new = fitting(len(prompt), settings.max_new_tokens, shape.block_size)
+    is_bigram = shape.model == "bigram"  # which looks at one token, however many there are
+    new = fitting(len(prompt), settings.max_new_tokens, math.inf if is_bigram else shape.block_size)
     params = weights.load(model)
     tokens = prompt.astype(np.int32)
     if new:
@@ -86,13 +89,12 @@ def rendered(settings: LensSettings) -> str:
         drawn = sampling.generate(model, params, tokens, key, max_new_tokens=new, config=config)
         tokens = np.concatenate([tokens, np.asarray(drawn[0])])
     size = f"{sum(p.size for p in jax.tree.leaves(params)):,} parameters"
-    is_bigram = shape.model == "bigram"
     facts = ["bigram" if is_bigram else model_in_words(shape), size]
     name = settings.out_dir if settings.init_from == "resume" else settings.init_from
     return page(findings(model, params, tokens, len(prompt), tokenizer), tokenizer, name or "the newest run", facts)
 
 
-def fitting(given: int, new: int | None, block_size: int) -> int:
+def fitting(given: int, new: int | None, block_size: float) -> int:
     """How many tokens to draw after `given` ones: `new`, or what is usual and fits; `UserError` if they do not fit."""
     if given == 0:
         raise UserError("the prompt is empty and there is nothing to read; give at least one token")
@@ -112,7 +114,7 @@ def fitting(given: int, new: int | None, block_size: int) -> int:
 
 
 def findings(
-    model: object, params: Params, tokens: Int[np.ndarray, " T"], given: int, tokenizer: Tokenizer
+    model: nn.Module, params: Params, tokens: Int[np.ndarray, " T"], given: int, tokenizer: Tokenizer
 ) -> Findings:
     """What the page shows of a model reading `tokens`."""
     read = reading.read(model, params, tokens)

@@ -72,9 +72,9 @@ function buildText() {
       option.classList.add("bytes");
       option.append(named(token));
     } else {
-      for (const part of piece.split(/([\n\r\t])/)) {
-        if (part === "\n") option.append(element("span", { class: "break" }, "↵"), element("br"));
-        else option.append(part === " " || !/^[\s\x00-\x1f]+$/.test(part) ? part : named(token));
+      for (const character of piece) {
+        option.append(character === " " ? character : sign(character));
+        if (character === "\n") option.append(element("br"));
       }
     }
     options.push(option);
@@ -95,7 +95,7 @@ function label(i) {
 function buildLegend() {
   const top = data.evenly;
   const step = top > 6 ? 2 : 1;
-  for (let tick = 0; tick < top - step / 2; tick += step) addTick(tick, `${tick}`);
+  for (let tick = 0; tick < top - 0.6 * step; tick += step) addTick(tick, `${tick}`);
   addTick(top, top.toFixed(1));
   const mean = data.losses.length ? data.losses.reduce((sum, loss) => sum + loss, 0) / data.losses.length : null;
   const averaged = mean === null ? "" : ` Here ${nats(mean)} on average.`;
@@ -158,7 +158,6 @@ function buildLayers() {
   const table = document.querySelector("#layers table");
   const ranks = data.layers[0].candidates[0].map((_, k) => element("th", { scope: "col" }, k === 0 ? "likeliest" : ""));
   const head = element("tr", {}, element("th", { scope: "col" }, "after"), ...ranks, element("th", { scope: "col" }, "what came"));
-  head.querySelectorAll("th:not(:first-child):not(:last-child)").forEach((cell) => cell.classList.add("rank"));
   table.tHead.append(head);
   for (const layer of data.layers) {
     const cells = layer.candidates[0].map(() => {
@@ -398,10 +397,10 @@ function build() {
     drawHeads();
     chooseHead(kept.layer, kept.head);
     $("rounding").textContent =
-      "In a map, each row is a prediction and each column a " + unit + " it may read; below each map lies the row of the " + unit +
-      " chosen. Darkness is the square root of the weight, kept in steps of 1/255: weights are right to 1/255, small ones far better.";
+      `Each row of a map is a prediction, each column a ${unit} that it reads; below a map lies the row of the ${unit} ` +
+      "chosen, as it does below the text. Darkness and height are the square root of the weight. Maps are rounded to 1/255.";
   } else {
-    $("rounding").textContent = "This model is a table: it knows the last " + unit + " alone, and has no layers and no attention to show.";
+    $("bare").textContent = `This model is a table of what follows each ${unit}: it has no layers and no attention to show.`;
   }
   listen();
   show(kept.position);
