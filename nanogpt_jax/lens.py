@@ -123,9 +123,7 @@ def findings(
     predicted = reading.predictions(read.logits, tokens, CANDIDATES, tokenizer.vocab_size)
     layers = None
     if len(read.attention):
-        layers = reading.layer_predictions(
-            model, params, read.streams, tokens, LAYER_CANDIDATES, tokenizer.vocab_size
-        )
+        layers = reading.layer_predictions(model, params, read.streams, tokens, LAYER_CANDIDATES, tokenizer.vocab_size)
     return Findings(tokens, given, *jax.device_get((predicted, layers, read.attention)))
 
 

@@ -13,7 +13,7 @@ const text = $("text");
 const grid = $("heads");
 
 // What stays when the pointer leaves, and what is shown now.
-const kept = { position: Math.min(Math.max(data.given, 1), size), layer: Math.max(layers - 1, 0), head: 0 };
+const kept = { position: Math.max(size - 1, 1), layer: Math.max(layers - 1, 0), head: 0 };
 const shown = { ...kept };
 
 // Words and numbers
@@ -190,11 +190,11 @@ function showLayers(i) {
 
 // Attention. A byte holds 255 times the square root of a weight, which is also how dark it is drawn: small ones show.
 
-const THUMB = 96; // pixels; a longer text is drawn with the largest of each few weights
+const THUMB = 64; // pixels; a longer text is drawn with the largest of each few weights
 
 const start = (layer, head, row) => (layer * heads + head) * triangle + (row * (row + 1)) / 2;
 const weight = (byte) => (byte / 255) ** 2;
-const blue = () => getComputedStyle(document.documentElement).getPropertyValue("--blue").trim().split(/\s+/).map(Number);
+let blue; // as the style sheet has it
 
 const boxes = [];
 
@@ -206,7 +206,7 @@ function buildHeads() {
     const cells = Array.from({ length: heads }, (_, head) => {
       const box = { layer, head, whole: element("canvas", { class: "whole" }), strip: element("canvas", { class: "strip" }) };
       box.whole.width = box.whole.height = Math.min(size, THUMB);
-      box.strip.width = size;
+      box.strip.width = Math.min(size, THUMB);
       box.strip.height = 1;
       const name = { role: "gridcell", id: `head-${layer}-${head}`, "aria-selected": "false" };
       const said = `layer ${layer + 1}, head ${head + 1}`;
@@ -222,49 +222,41 @@ function buildHeads() {
   map.width = map.height = size;
 }
 
-/** One head's triangle on a canvas of its own size or smaller. */
-function drawWhole(canvas, layer, head, [r, g, b]) {
-  const side = canvas.width;
-  const image = new ImageData(side, side);
-  for (let row = 0; row < size; row++) {
+/** Some rows of a head on a canvas of as many columns as the text has tokens, or fewer. */
+function draw(canvas, layer, head, first = 0, last = size - 1) {
+  const { width, height } = canvas;
+  const image = new ImageData(width, height);
+  const [r, g, b] = blue;
+  for (let row = first; row <= last; row++) {
     const from = start(layer, head, row);
-    const y = Math.floor((row * side) / size);
+    const line = width * Math.floor(((row - first) * height) / (last - first + 1));
     for (let column = 0; column <= row; column++) {
-      const pixel = 4 * (y * side + Math.floor((column * side) / size));
+      const pixel = 4 * (line + Math.floor((column * width) / size));
       image.data[pixel] = r;
       image.data[pixel + 1] = g;
       image.data[pixel + 2] = b;
       image.data[pixel + 3] = Math.max(image.data[pixel + 3], weights[from + column]);
     }
   }
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0); // kept where the pixels are made
 }
-
-function drawStrip(canvas, layer, head, row, [r, g, b]) {
-  const image = new ImageData(size, 1);
-  const from = start(layer, head, row);
-  for (let column = 0; column <= row; column++) image.data.set([r, g, b, weights[from + column]], 4 * column);
-  canvas.getContext("2d").putImageData(image, 0, 0);
-}
-
-let colour = blue();
 
 function drawHeads() {
-  colour = blue();
-  for (const box of boxes) drawWhole(box.whole, box.layer, box.head, colour);
+  blue = getComputedStyle(document.documentElement).getPropertyValue("--blue").trim().split(/\s+/).map(Number);
+  for (const box of boxes) draw(box.whole, box.layer, box.head);
 }
 
 function showHead() {
   if (!boxes.length) return;
   const { layer, head } = shown;
-  drawWhole(document.querySelector("#map canvas"), layer, head, colour);
+  draw(document.querySelector("#map canvas"), layer, head);
   $("head-title").textContent = `Layer ${layer + 1}, head ${head + 1}`;
 }
 
 function showAttention(i) {
   if (!boxes.length) return;
   const row = i - 1;
-  for (const box of boxes) drawStrip(box.strip, box.layer, box.head, row, colour);
+  for (const box of boxes) draw(box.strip, box.layer, box.head, row, row);
   const place = $("attention").style;
   place.setProperty("--row", row / size);
   place.setProperty("--step", 1 / size);
