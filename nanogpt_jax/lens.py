@@ -29,7 +29,7 @@ from nanogpt_jax.tokenizer import Tokenizer
 from nanogpt_jax.training import Params, purpose_key
 
 CANDIDATES, LAYER_CANDIDATES = 8, 4
-_USUAL_LENGTH = 200
+_USUAL_LENGTH = 200  # as the help says
 
 _DESCRIPTION = """\
 Write a page that shows what a model computes while it reads and continues a text: the likeliest next characters, the
@@ -47,7 +47,7 @@ class LensSettings(TextSettings):
     """The settings of the lens: `sample.py`'s, and where the page goes."""
 
     # fmt: off
-    max_new_tokens: int | None = setting(None, "text", f"tokens after the prompt; none: until there are {_USUAL_LENGTH}, or block_size of them")
+    max_new_tokens: int | None = setting(None, "text", "tokens after the prompt; none: to 200 in all, if they fit")
     html: str = setting("lens.html", "page", "the file to write")
     # fmt: on
 

@@ -90,7 +90,7 @@ def _numbers(predicted: Predictions) -> dict[str, Any]:
     }
 
 
-def _rounded(numbers: Float[np.ndarray, "..."]) -> list:
+def _rounded(numbers: Float[np.ndarray, "*shape"]) -> list:
     return np.round(numbers.astype(np.float64), _DECIMALS).tolist()
 
 

@@ -1,7 +1,7 @@
 """What a model computes while it reads a text, as pure functions of (model, params, tokens).
 
 Flax linen notes the outputs of the modules it is asked for, so `model.py` knows nothing of this and training pays
-nothing. Reading a layer's residual stream with the model's last norm and head is the "logit lens" (nostalgebraist, 2020).
+nothing. To read a layer's residual stream with the last norm and the head is the "logit lens" (nostalgebraist, 2020).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from nanogpt_jax.training import Params
 class Reading(NamedTuple):
     """What a model of L layers and H heads makes of T tokens; a bigram has no layers, so L and H are 0.
 
-    `logits` are those of the token after each. `streams` holds the residual stream as the embedding and each layer leave
-    it, and `attention` how much each position (third axis) takes from every other: rows add up to one.
+    `logits` are those of the token after each. `streams` holds the residual stream as the embedding and each layer
+    leave it, and `attention` how much each position (third axis) takes from every other: rows add up to one.
     """
 
     logits: Float[Array, "T V"]

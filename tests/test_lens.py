@@ -333,7 +333,8 @@ def test_pointing_at_a_character_shows_how_it_was_predicted(large, opened):
         if i < SIZE:
             p = float(expected[large.tokens[i]])
             label = tab.get_attribute(f"#at-{i}", "aria-label")
-            assert label.startswith(f"character {i + 1} of {SIZE}, {sign(large.tokens[i])}, probability ")
+            spoken = {"↵": "line end", "␣": "space"}.get(sign(large.tokens[i]), sign(large.tokens[i]))
+            assert label.startswith(f"character {i + 1} of {SIZE}, {spoken}, probability ")
             assert float(label.split()[-1]) == pytest.approx(-math.log(p), abs=0.006)
             came = tab.inner_text("#came")
             assert came.startswith(f"{sign(large.tokens[i])} came") and f"rank {(expected > p).sum() + 1}," in came

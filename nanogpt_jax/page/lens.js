@@ -31,6 +31,11 @@ function named(token) {
   return piece.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join("·");
 }
 
+const WORDS = { "\n": "line end", " ": "space", "\t": "tab" };
+
+/** A token as it is read out. */
+const spoken = (token) => WORDS[data.pieces[token]] ?? named(token);
+
 function percent(p) {
   if (p < 0.0001) return "<0.01%";
   return `${(100 * p).toFixed(p < 0.0995 ? 2 : 1)}%`;
@@ -88,7 +93,7 @@ function buildText() {
 
 function label(i) {
   if (i === size) return `the next ${unit}, not there yet`;
-  const name = `${unit} ${i + 1} of ${size}, ${named(tokens[i])}`;
+  const name = `${unit} ${i + 1} of ${size}, ${spoken(tokens[i])}`;
   return i === 0 ? name : `${name}, probability ${percent(Math.exp(-data.losses[i - 1]))}, loss ${nats(data.losses[i - 1])}`;
 }
 
