@@ -449,8 +449,14 @@ def test_all_text_can_be_read_in_light_and_dark(large, opened):
         found = tab.evaluate(CONTRASTS)
         assert len(found) > 2 * SIZE
         assert [(scheme, text, ratio) for text, ratio in found if ratio < 4.5] == []
-        paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        paper = tab.evaluate("getComputedStyle(document.documentElement).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", paper))) < 300) == is_dark
+
+
+SPILLED = """() => [...document.querySelectorAll("main *")]
+  .filter((e) => e.getBoundingClientRect().right > e.closest("section, div").getBoundingClientRect().right + 1)
+  .filter((e) => !e.closest("#heads, #ticks"))
+  .map((e) => `${e.tagName} ${e.className} ${e.textContent.slice(0, 20)}`)"""
 
 
 def test_the_page_fits_narrow_and_wide_and_with_large_text(large, opened):
@@ -459,6 +465,7 @@ def test_the_page_fits_narrow_and_wide_and_with_large_text(large, opened):
         tab.set_viewport_size({"width": width, "height": 800})
         tab.evaluate("scale => { document.documentElement.style.fontSize = `${scale}%` }", scale)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, (width, scale)
+        assert tab.evaluate(SPILLED) == [], (width, scale)
 
 
 def test_a_hostile_text_is_only_text(opened):

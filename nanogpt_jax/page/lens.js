@@ -67,10 +67,10 @@ function setGlyph(span, token) {
 const options = [];
 
 function buildText() {
-  text.classList.toggle("tokens", unit === "token");
+  document.body.classList.toggle("tokens", unit === "token");
   tokens.forEach((token, i) => {
     const option = element("span", { role: "option", id: `at-${i}`, "aria-selected": "false", "aria-label": label(i) });
-    if (i < data.given) option.classList.add("given");
+    if (i < data.given && data.given < size) option.classList.add("given");
     if (i > 0) option.style.setProperty("--surprise", Math.min(data.losses[i - 1] / data.evenly, 1).toFixed(3));
     const piece = data.pieces[token];
     if (typeof piece !== "string") {
@@ -104,9 +104,10 @@ function buildLegend() {
   addTick(top, top.toFixed(1));
   const mean = data.losses.length ? data.losses.reduce((sum, loss) => sum + loss, 0) / data.losses.length : null;
   const averaged = mean === null ? "" : ` Here ${nats(mean)} on average.`;
+  const origin = data.given < size ? " Bold was given; the model wrote the rest." : "";
   $("scale-text").textContent =
     `Loss in nats: −ln p of the ${unit} that came. ${top.toFixed(1)} is guessing evenly among ` +
-    `${data.vocab_size.toLocaleString("en")}.${averaged} Bold was given; the model wrote the rest.`;
+    `${data.vocab_size.toLocaleString("en")}.${averaged}${origin}`;
 }
 
 function addTick(value, name) {
@@ -198,15 +199,14 @@ function showLayers(i) {
 const THUMB = 64; // pixels; a longer text is drawn with the largest of each few weights
 
 const start = (layer, head, row) => (layer * heads + head) * triangle + (row * (row + 1)) / 2;
-const weight = (byte) => (byte / 255) ** 2;
 let blue; // as the style sheet has it
 
 const boxes = [];
 
 function buildHeads() {
-  grid.style.setProperty("--heads", heads);
-  const names = Array.from({ length: heads }, (_, h) => element("span", { role: "columnheader" }, h === 0 ? "head 1" : `${h + 1}`));
-  grid.append(element("div", { role: "row" }, element("span", { role: "columnheader", "aria-label": "layer" }), ...names));
+  $("attention").style.setProperty("--heads", heads);
+  const names = Array.from({ length: heads }, (_, h) => element("span", { role: "columnheader" }, `${h + 1}`));
+  grid.append(element("div", { role: "row" }, element("span", { role: "columnheader" }, "head"), ...names));
   for (let layer = 0; layer < layers; layer++) {
     const cells = Array.from({ length: heads }, (_, head) => {
       const box = { layer, head, whole: element("canvas", { class: "whole" }), strip: element("canvas", { class: "strip" }) };
@@ -268,9 +268,10 @@ function showAttention(i) {
   const from = start(shown.layer, shown.head, row);
   const bytes = weights.subarray(from, from + i);
   options.forEach((option, j) => option.style.setProperty("--attention", j < i ? (bytes[j] / 255).toFixed(3) : 0));
-  const most = [...bytes.keys()].sort((a, b) => bytes[b] - bytes[a]).slice(0, 4);
-  const parts = most.flatMap((j, k) => [k ? ", " : "", glyph(tokens[j]), ` ${Math.round(100 * weight(bytes[j]))}%`, element("small", {}, ` (${i - j} back)`)]);
-  $("head-text").replaceChildren("To predict ", i < size ? glyph(tokens[i]) : `the next ${unit}`, " it reads ", ...parts);
+  const share = (j) => Math.round(100 * (bytes[j] / 255) ** 2);
+  const most = [...bytes.keys()].filter(share).sort((a, b) => bytes[b] - bytes[a]).slice(0, 4);
+  const parts = most.flatMap((j, k) => [k ? ", " : "", glyph(tokens[j]), ` ${share(j)}% `, element("small", {}, `(${i - j} back)`)]);
+  $("head-text").replaceChildren("To predict ", i < size ? glyph(tokens[i]) : `the next ${unit}`, " it reads ", ...(parts.length ? parts : ["many, none for more than 0.5%"]));
 }
 
 // Choosing
@@ -388,7 +389,7 @@ function build() {
   buildCandidates();
   buildLayers();
   $("layers").hidden = !lines.length;
-  $("attention").hidden = !layers;
+  $("attention").hidden = $("head-keys").hidden = !layers;
   if (layers) {
     buildHeads();
     drawHeads();
