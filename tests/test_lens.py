@@ -359,7 +359,7 @@ def test_every_head_shows_its_row_and_the_chosen_one_its_map(large, opened):
     expected = [[weights[places == place].max() for place in range(64)] for weights in of_row(large, row)]
     np.testing.assert_allclose((np.array(shown) / 255) ** 2, expected, atol=1 / 255)
     below_text = tab.eval_on_selector_all("#text > *", BARS)
-    np.testing.assert_allclose(np.square(below_text[:SIZE]), of_row(large, row)[30], atol=1 / 255)
+    np.testing.assert_allclose(below_text[:SIZE], np.sqrt(of_row(large, row)[30]), atol=0.5 / 16 + 1 / 255)
     tab.hover("#head-2-3")
     assert tab.eval_on_selector_all("#text > *", BARS) != below_text
     assert tab.inner_text("#head-title") == "Layer 3, head 4"

@@ -196,6 +196,7 @@ function showLayers(i) {
 
 // Attention. A byte holds 255 times the square root of a weight, which is also how dark it is drawn: small ones show.
 
+const STEPS = 16; // of the height of a bar below the text: half a pixel each
 const THUMB = 64; // pixels; a longer text is drawn with the largest of each few weights
 
 const start = (layer, head, row) => (layer * heads + head) * triangle + (row * (row + 1)) / 2;
@@ -215,7 +216,7 @@ function buildHeads() {
       box.strip.height = 1;
       const name = { role: "gridcell", id: `head-${layer}-${head}`, "aria-selected": "false" };
       const said = `layer ${layer + 1}, head ${head + 1}`;
-      box.cell = element("div", { ...name, "aria-label": said, title: said }, box.whole, element("div", { class: "row" }), box.strip);
+      box.cell = element("div", { ...name, "aria-label": said, title: said }, box.whole, box.strip);
       box.cell.box = box;
       boxes.push(box);
       return box.cell;
@@ -225,6 +226,7 @@ function buildHeads() {
   }
   const map = document.querySelector("#map canvas");
   map.width = map.height = size;
+  $("row").style.height = `${100 / size}%`;
 }
 
 /** Some rows of a head on a canvas of as many columns as the text has tokens, or fewer. */
@@ -262,12 +264,15 @@ function showAttention(i) {
   if (!boxes.length) return;
   const row = i - 1;
   for (const box of boxes) draw(box.strip, box.layer, box.head, row, row);
-  const place = $("attention").style;
-  place.setProperty("--row", row / size);
-  place.setProperty("--step", 1 / size);
+  $("row").style.top = `${(100 * row) / size}%`;
   const from = start(shown.layer, shown.head, row);
   const bytes = weights.subarray(from, from + i);
-  options.forEach((option, j) => option.style.setProperty("--attention", j < i ? (bytes[j] / 255).toFixed(3) : 0));
+  options.forEach((option, j) => {
+    const height = j < i ? Math.round((STEPS * bytes[j]) / 255) / STEPS : 0;
+    if (option.height === height) return; // most stay as they are, and styling all anew would take most of the time
+    option.height = height;
+    option.style.setProperty("--attention", height);
+  });
   const share = (j) => Math.round(100 * (bytes[j] / 255) ** 2);
   const most = [...bytes.keys()].filter(share).sort((a, b) => bytes[b] - bytes[a]).slice(0, 4);
   const parts = most.flatMap((j, k) => [k ? ", " : "", glyph(tokens[j]), ` ${share(j)}% `, element("small", {}, `(${i - j} back)`)]);
