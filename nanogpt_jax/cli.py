@@ -17,10 +17,12 @@ import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from nanogpt_jax.config import ACCELERATORS, DTYPES, PLACEMENT_SETTINGS, PRESETS, Settings, preset, require_choice
 from nanogpt_jax.errors import RunFailed, UserError
+
+_S = TypeVar("_S")
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -157,16 +159,22 @@ def sample(argv: Sequence[str]) -> int:
     """`python sample.py`: parse, load, and print text as it is made."""
     from nanogpt_jax.sampler import SampleSettings, sample_text
 
-    parser = Parser("python sample.py [--name=value ...]", "Draw text from a trained model; it appears as it is made.")
-    _add_fields(parser, SampleSettings)
-    _add_nanogpt_flags(parser)
-    settings = SampleSettings(**_translated(parser.parse(argv)))
+    description = "Draw text from a trained model; it appears as it is made."
+    settings = read_settings(SampleSettings, argv, "python sample.py [--name=value ...]", description)
 
     from nanogpt_jax.accelerator import use_accelerator
 
     use_accelerator(settings.accelerator)
     sample_text(settings)
     return OK
+
+
+def read_settings(kind: type[_S], argv: Sequence[str], usage: str, description: str) -> _S:
+    """The settings of class `kind`, with a flag for each of its fields, as the arguments give them."""
+    parser = Parser(usage, description)
+    _add_fields(parser, kind)
+    _add_nanogpt_flags(parser)
+    return kind(**_translated(parser.parse(argv)))
 
 
 def settings_parser(usage: str, description: str) -> Parser:

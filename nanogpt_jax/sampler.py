@@ -25,7 +25,7 @@ from nanogpt_jax.config import (
 )
 from nanogpt_jax.decoding_weights import QUANTIZE, decoding_weights
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.loading import build_model, open_weights
+from nanogpt_jax.loading import Weights, build_model, open_weights
 from nanogpt_jax.prepare import load_tokenizer
 from nanogpt_jax.sampling import SamplingConfig
 from nanogpt_jax.telemetry import CONFIG_FILE
@@ -37,32 +37,24 @@ _SEPARATOR = "---------------"
 
 
 @dataclass(frozen=True)
-class SampleSettings:
-    """The settings of `sample.py`, under nanoGPT's names and with its defaults."""
+class TextSettings:
+    """What every command that continues a text asks for, under nanoGPT's names and with its defaults."""
 
     # fmt: off
     init_from: str = setting("resume", "model", "resume: the run in out_dir; or weights by name or path, as train.py takes them")
     out_dir: str | None = setting(None, "model", "the run's folder; none: the newest of ./out*")
     start: str = setting("\n", "text", "the prompt, or FILE:PATH to read it from a file")
-    num_samples: int = setting(10, "text", "how many texts to draw")
-    max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
     temperature: float = setting(0.8, "text", "below 1 bolder, above 1 wilder; 0 always takes the likeliest token")
     top_k: int | None = setting(200, "text", "draw from the k likeliest tokens only; none: from all")
     top_p: float | None = setting(None, "text", "draw from the fewest tokens that hold this much probability")
     seed: int = setting(1337, "text", "the same seed gives the same texts")
-    quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory, read in as much less time", QUANTIZE)
     accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     # fmt: on
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "max_new_tokens"):
-            require_at_least(name, getattr(self, name), 1)
         require_at_least("seed", self.seed, 0)
         require_at_most("seed", self.seed, MAX_SEED, "it is kept in 32 bits")
         require_choice("accelerator", self.accelerator, ACCELERATORS)
-        require_choice("dtype", self.dtype, DTYPES)
-        require_choice("quantize", self.quantize, QUANTIZE)
         self.sampling_config(None)
 
     def sampling_config(self, vocab_size: int | None) -> SamplingConfig:
@@ -70,22 +62,32 @@ class SampleSettings:
         return SamplingConfig(self.temperature, self.top_k, self.top_p, vocab_size)
 
 
+@dataclass(frozen=True)
+class SampleSettings(TextSettings):
+    """The settings of `sample.py`."""
+
+    # fmt: off
+    num_samples: int = setting(10, "text", "how many texts to draw")
+    max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
+    quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory, read in as much less time", QUANTIZE)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_samples", "max_new_tokens"):
+            require_at_least(name, getattr(self, name), 1)
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("quantize", self.quantize, QUANTIZE)
+
+
 def sample_text(settings: SampleSettings) -> None:
     """Draw all the texts side by side and print them; the first one streams, the others follow it when they are done.
 
     Raises `UserError` if there are no weights or the tokenizer cannot encode the prompt.
     """
-    source = settings.init_from
-    if source == "resume":
-        source = settings.out_dir if settings.out_dir is not None else _newest_run()
-    weights = open_weights(source)
-    if weights.tokenizer is None:
-        raise UserError(
-            f"{source} does not say what its tokens are; make it a run first, with "
-            f"python -m nanogpt_jax.convert {source} DIR --tokenizer=PATH to the meta.json of its data set"
-        )
-    tokenizer = load_tokenizer(weights.tokenizer)
-    start = _prompt(settings.start)
+    weights, tokenizer = open_model(settings)
+    start = prompt_text(settings.start)
     prompt = tokenizer.encode(start)
 
     shape = Settings(**weights.settings, dtype=settings.dtype)
@@ -108,6 +110,20 @@ def sample_text(settings: SampleSettings) -> None:
         write = _Writer(start, tokenizer)
         write(tokens)
         write.end()
+
+
+def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
+    """The weights that the settings name, and the tokenizer they were trained with; `UserError` without either."""
+    source = settings.init_from
+    if source == "resume":
+        source = settings.out_dir if settings.out_dir is not None else _newest_run()
+    weights = open_weights(source)
+    if weights.tokenizer is None:
+        raise UserError(
+            f"{source} does not say what its tokens are; make it a run first, with "
+            f"python -m nanogpt_jax.convert {source} DIR --tokenizer=PATH to the meta.json of its data set"
+        )
+    return weights, load_tokenizer(weights.tokenizer)
 
 
 class _Writer:
@@ -138,7 +154,7 @@ def _newest_run() -> str:
     return str(runs[-1].parent)
 
 
-def _prompt(start: str) -> str:
+def prompt_text(start: str) -> str:
     """The prompt itself, or what the file it names holds."""
     if not start.startswith("FILE:"):
         return start
