@@ -87,6 +87,10 @@ class Settings:
     nan_policy: Literal["stop", "skip"] = setting("stop", "run", "a loss or gradient that is not finite: stop, or skip the update and count it", ("stop", "skip"))
     allow_changes: bool = setting(False, "run", "resume although the data, or settings that make other updates, have changed")
     profile: str | None = setting(None, "run", "folder that receives a trace of updates 10 to 19, for TensorBoard or Perfetto; none: no trace")
+    tensorboard: bool = setting(False, "run", "write event files for TensorBoard into out_dir/tensorboard as well")
+    wandb: bool = setting(False, "run", "log to Weights & Biases as well")
+    wandb_project: str = setting("nanogpt-jax", "run", "project at Weights & Biases")
+    wandb_run_name: str | None = setting(None, "run", "the run's name there; none: one that it makes up")
     seed: int = setting(1337, "run", "the one number all randomness is derived from")
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
