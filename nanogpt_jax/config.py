@@ -29,7 +29,20 @@ class GPTConfig:
     """The shape of a GPT: what decides which parameters exist and what they mean.
 
     The first seven names and their meanings are nanoGPT's. The rest are the options that GPT-2 checkpoints and the
-    models of the "GPT from scratch" notebook need.
+    models of the "GPT from scratch" notebook need. A shape that can't be is a `UserError`.
+
+    Attributes:
+        block_size: longest context, in tokens; rows of the position table.
+        vocab_size: rows of the token table; at most 65,536.
+        n_layer: number of blocks.
+        n_head: attention heads in a block.
+        n_embd: width of the residual stream, a multiple of `n_head`.
+        dropout: probability of dropping an activation in training, in [0, 1).
+        bias: biases in linear layers and layer norms, as in GPT-2.
+        activation: of the MLP: GELU (Hendrycks & Gimpel, 2016), its tanh form as in GPT-2, or ReLU.
+        qkv_bias: bias of queries, keys and values; None: as `bias`.
+        tie_word_embeddings: the head shares the token table (Press & Wolf, 2017).
+        lm_head_bias: bias of a head of its own.
     """
 
     block_size: int = 1024
@@ -73,7 +86,11 @@ def setting(default: Any, group: str, help: str, choices: tuple[str, ...] = ()) 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a training run; the defaults are nanoGPT's own, those of GPT-2 124M on OpenWebText."""
+    """All settings of a training run; the defaults are nanoGPT's own, those of GPT-2 124M on OpenWebText.
+
+    Each field states its default, its group and its meaning, as ``python train.py --help`` shows them. Lengths are in
+    tokens, durations in updates (iterations) if nothing else is said. A value out of range is a `UserError`.
+    """
 
     # fmt: off
     out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl and config.json")

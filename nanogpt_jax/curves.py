@@ -67,8 +67,10 @@ def loss_figure(runs: Sequence[Curves]) -> Figure:
     """Training loss, smoothed over what it was, and validation loss; the learning rate below."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(8, 4.8))
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    # An automatic layout would draw all of it twice, at the end of every run.
+    figure.subplots_adjust(left=0.095, right=0.885 if len(runs) == 1 else 0.98, bottom=0.1, top=0.94, hspace=0.16)
     styles = itertools.cycle(itertools.product(("-", "--"), _PALETTE))
     for run, (dashes, colour) in zip(runs, styles, strict=False):
         alone = len(runs) == 1
@@ -118,17 +120,12 @@ def smoothed(values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
 
 def _label_ends(axes: Axes, run: Curves) -> None:
     """Name each curve where it ends, in its colour; the lower one below."""
-    ends = [
-        (values[-1], steps[-1], name, colour)
-        for name, colour, steps, values in (
-            ("train", OURS, run.train.steps, smoothed(run.train.values)),
-            ("val", ALARM, *run.val),
-        )
-        if len(values)
-    ]
-    for place, (value, step, name, colour) in zip(("top", "bottom"), sorted(ends), strict=False):
+    curves = (("train", OURS, smoothed(run.train.values)), ("val", ALARM, run.val.values))
+    ends = [(values[-1], name, colour) for name, colour, values in curves if len(values)]
+    last = max((*run.train.steps, *run.val.steps), default=0)
+    for place, (value, name, colour) in zip(("top", "bottom"), sorted(ends), strict=False):
         axes.annotate(
-            f"{name} {value:.3f}", (step, value), (6, -2 if place == "top" else 2), textcoords="offset points",
+            f"{name} {value:.3f}", (last, value), (8, -2 if place == "top" else 2), textcoords="offset points",
             color=colour, fontsize=10, va=place, annotation_clip=False,
         )  # fmt: skip
 

@@ -206,7 +206,7 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
                 drawn = np.asarray(draw(local, prompt))
         except jax.errors.JaxRuntimeError as error:  # a run that fits goes on without a text
             return f"none: {in_short(error)}"
-        return _printable(tokenizer.decode(drawn[0]).strip("\n"))
+        return printable(tokenizer.decode(drawn[0]).strip("\n"))
 
     return text
 
@@ -218,6 +218,6 @@ def _on_one_device(params: Params) -> Params | None:
     return jax.tree.map(lambda p: p.addressable_data(0), params)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` without what would move the cursor."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
