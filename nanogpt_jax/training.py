@@ -24,7 +24,9 @@ Metrics = dict[str, Float[Array, ""]]
 class Batch(NamedTuple):
     """Tokens and, for each, the token that follows it: `targets[..., t]` comes after `tokens[..., t]`.
 
-    Both are integers below the vocabulary's size, of shape (B, T), or (A, B, T) for A micro-batches.
+    Attributes:
+        tokens: integers below the vocabulary's size, of shape (B, T), or (A, B, T) for A micro-batches.
+        targets: the same, one position on.
     """
 
     tokens: Int[Array, "*A B T"]

@@ -24,7 +24,7 @@ from nanogpt_jax import live, sinks, telemetry, trainer
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.config import preset
 
-PAIRS, STRETCH = 6, 250
+PAIRS, STRETCH = 5, 250
 is_on, began, texts = True, [], []
 
 
