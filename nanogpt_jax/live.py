@@ -1,6 +1,6 @@
 """A run as it is seen on the terminal: a panel that keeps itself up to date, or plain lines where there is no terminal.
 
-Both views are sinks of the run's figures. Nothing that is drawn here changes an update.
+Either is a sink of the run's figures. Nothing that is drawn here changes an update.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
@@ -31,48 +31,23 @@ _REFRESHES_PER_SECOND = 4
 _MOST_LINES = 8  # of the text
 
 
-class View(Sink, Protocol):
-    """What shows a run."""
-
-    def iteration(self, line: str) -> None:
-        """Take nanoGPT's line about an update."""
-
-    def evaluated(self, params: Params) -> None:
-        """Take the parameters of an evaluation, which are on the devices and not to be kept."""
-
-
-class Lines:
+class Lines(Sink):
     """Plain lines, as nanoGPT prints them: a contract with whatever reads them."""
 
     def iteration(self, line: str) -> None:
+        """Take nanoGPT's line about an update."""
         print(line, flush=True)
 
     def evaluated(self, params: Params) -> None:
-        """Nothing."""
-
-    def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
-        """Nothing: the lines say it."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+        """Take the parameters of an evaluation, which the next update takes away again."""
 
 
-class Panel:
+class Panel(Lines):
     """The step, the losses, the speed, the time left and a text by the model; lines that others print scroll above."""
 
     def __init__(self, console: Console, start: Start, draw: Callable[[Params], str]) -> None:
+        from rich import progress
         from rich.live import Live
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
         settings, run = start.settings, start.run
         self._title, self._draw = settings.out_dir, draw
@@ -81,13 +56,13 @@ class Panel:
         self._text, self._text_step = "", run.step
         self._step = run.step
         columns = (
-            BarColumn(None),
-            MofNCompleteColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            progress.BarColumn(None),
+            progress.MofNCompleteColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("left"),
         )
-        self._progress = Progress(*columns, console=console, speed_estimate_period=300, expand=True)
+        self._progress = progress.Progress(*columns, console=console, speed_estimate_period=300, expand=True)
         self._task = self._progress.add_task("", total=settings.max_iters, completed=run.step)
         self._live = Live(
             get_renderable=self._panel,
@@ -114,9 +89,6 @@ class Panel:
         if split == "val" and (best is None or loss < best):
             self._losses["best"] = loss
         self._progress.update(self._task, completed=step)
-
-    def sync(self) -> None:
-        """Nothing."""
 
     def close(self) -> None:
         self._live.stop()
@@ -150,7 +122,7 @@ def _row(cells: list[tuple[str, str | None]]) -> RenderableType:
 
 
 @contextlib.contextmanager
-def shown(start: Start, model: nn.Module) -> Iterator[View]:
+def shown(start: Start, model: nn.Module) -> Iterator[Lines]:
     """The run as it is seen in this process: a panel if its stdout is a terminal that can show one."""
     console = _terminal() if hosts.is_first() else None
     view = Lines() if console is None else Panel(console, start, text_of(start, model))

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import UserError, in_short
@@ -26,8 +26,8 @@ WANDB_FOLDER = "wandb"
 _WANDB_ID = "id.txt"
 
 
-class Sink(Protocol):
-    """What takes the figures of a run."""
+class Sink:
+    """What takes the figures of a run; this one lets them go."""
 
     def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
         """Take the loss of a split at a step, and what else is known there; figures that are None have no meaning.
@@ -44,7 +44,7 @@ class Sink(Protocol):
         """Take no more."""
 
 
-class Sinks:
+class Sinks(Sink):
     """Several sinks as one; none of them where another process has them all."""
 
     def __init__(self, sinks: Iterable[Sink] = ()) -> None:
@@ -64,7 +64,7 @@ class Sinks:
                 closed.callback(sink.close)
 
 
-class MetricsFile:
+class MetricsFile(Sink):
     """`metrics.jsonl`: one JSON object a line, {"step", "split", "loss", ...}, written as things happen.
 
     Attributes:
@@ -109,7 +109,7 @@ class MetricsFile:
         self._file.close()
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """TensorBoard's event files in `out_dir/tensorboard`, under nanoGPT's names: train/loss, val/loss, lr and so on."""
 
     def __init__(self, out_dir: Path, step: int, of_this_step: Iterable[Mapping[str, Any]]) -> None:
@@ -134,13 +134,13 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Sink):
     """A run at Weights & Biases, with its files in `out_dir/wandb`, under the same names as for TensorBoard."""
 
     def __init__(self, out_dir: Path, settings: Settings, *, resuming: bool) -> None:
         """Start the run, or go on with the one that an earlier process began in this folder.
 
-        Its server takes no step twice. Raises `UserError` if it can't be reached or knows no key.
+        W&B writes in a process of its own, and takes no step twice. Raises `UserError` where it can't begin.
         """
         import wandb
 
@@ -166,9 +166,6 @@ class WeightsAndBiases:
 
     def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
         self._run.log(scalars(split, loss, figures), step=step)
-
-    def sync(self) -> None:
-        """Nothing: it writes in a process of its own."""
 
     def close(self) -> None:
         self._run.finish()

@@ -139,7 +139,7 @@ def whole_split_loss(
 
 
 def _update_until_done(
-    start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState, mesh: Mesh | None, view: live.View
+    start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState, mesh: Mesh | None, view: live.Lines
 ) -> float:
     """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss."""
     settings, data, run, *_ = start
