@@ -1,8 +1,9 @@
 """`python -m tests.seeing_cost live` or `lines`: what it costs to see the CPU preset train.
 
-Stretches of 250 iterations take turns: with all that is shown and written (the live view in a pseudo-terminal or plain
-lines, the metrics file, TensorBoard), and without. Each begins with an evaluation, as in the preset, and so, in the
-live view, with one text. Neighbours are compared, so that the machine's own ups and downs are left out.
+Stretches of 10 iterations, each with one update that is told of, take turns: with all that is shown and written (the
+live view in a pseudo-terminal, or plain lines; the metrics file; TensorBoard), and without. Each is held against the
+mean of its two neighbours, so that the machine's own ups and downs are left out. The texts, one for every 250
+iterations as in the preset, are timed by themselves.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from nanogpt_jax import live, sinks, telemetry, trainer
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.config import preset
 
-PAIRS, STRETCH = 5, 250
+STRETCH, STRETCHES, EVERY = 10, 240, 250
 is_on, began, texts = True, [], []
 
 
 def main() -> None:
     use_accelerator("cpu")
-    last = 2 * STRETCH * (PAIRS + 1) + 1
-    rare = dict(max_iters=last, lr_decay_iters=last, eval_interval=STRETCH, eval_iters=1, tensorboard=True)
+    last = STRETCH * STRETCHES
+    short = dict(max_iters=last, lr_decay_iters=last, eval_interval=EVERY, eval_iters=1, tensorboard=True)
     take_turns()
     out = terminal() if sys.argv[1:] == ["live"] else io.StringIO()
     with tempfile.TemporaryDirectory() as folder, out as stdout, contextlib.redirect_stdout(stdout):
-        trainer.train(preset("shakespeare_char_cpu", out_dir=folder, **rare))
+        trainer.train(preset("shakespeare_char_cpu", out_dir=folder, **short))
     lengths = [end - start for start, end in itertools.pairwise(began)]
-    pairs = list(zip(lengths[1::2], lengths[2::2], strict=False))  # the very first holds what is compiled
-    for without, with_all in pairs:
-        print(f"{STRETCH} iterations without: {without:.3f} s; the next {STRETCH} with: {with_all:.3f} s")
-    usual = statistics.median(without for without, _ in pairs)
-    cost = statistics.median(with_all - without for without, with_all in pairs)
-    print(f"medians: {usual:.3f} s without, {1000 * cost:.0f} ms more with: {cost / usual:.2%}")
-    if texts:
-        print(
-            f"the first text: {texts[0]:.2f} s, with what is compiled; each later one: {statistics.median(texts):.3f} s"
-        )
+    on = range(1, len(lengths) - 1, 2)
+    usual = statistics.median(length for i, length in enumerate(lengths) if i not in on)
+    shares = [lengths[i] / statistics.mean((lengths[i - 1], lengths[i + 1])) - 1 for i in on]
+    text = statistics.median(texts) if texts else 0.0
+    low, cost, high = statistics.quantiles(shares, n=4)
+    print(
+        f"{len(shares)} stretches of {STRETCH} iterations, {usual:.3f} s each without: with all of it {cost:.2%} more "
+        f"(quartiles {low:.2%} .. {high:.2%}); a text takes {text:.3f} s, {text / usual * STRETCH / EVERY:.2%} more, "
+        f"the first, with what is compiled, {texts[0] if texts else 0:.2f} s"
+    )
 
 
 def take_turns() -> None:
@@ -66,7 +67,7 @@ def take_turns() -> None:
         texts.append(time.perf_counter() - start)
 
     telemetry.StepLog.add = add_and_turn
-    live.Panel.evaluated = when_on(timed)
+    live.Panel.evaluated = timed
     live.Panel._panel = when_on(live.Panel._panel, "")
     live.Lines.iteration = when_on(live.Lines.iteration)
     sinks.Sinks.write = when_on(sinks.Sinks.write)
