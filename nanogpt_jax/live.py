@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 LONGEST_TEXT = 160  # tokens
-_REFRESHES_PER_SECOND = 4
+_REFRESHES_PER_SECOND = 1  # drawing takes a few milliseconds, which are missing from training
 _MOST_LINES = 8  # of the text
 
 
@@ -164,7 +164,6 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
     draw = functools.partial(
         generate,
         model,
-        key=purpose_key(settings.seed, "sample"),
         max_new_tokens=min(settings.block_size, LONGEST_TEXT),
         config=SamplingConfig(vocab_size=tokenizer.vocab_size),
     )
@@ -175,7 +174,7 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
             return "none: each device holds a part of the parameters"
         try:
             with sharding.use_none():
-                drawn = np.asarray(draw(local, prompt))
+                drawn = np.asarray(draw(local, prompt, purpose_key(settings.seed, "sample")))
         except jax.errors.JaxRuntimeError as error:  # a run that fits goes on without a text
             return f"none: {in_short(error)}"
         return printable(tokenizer.decode(drawn[0]).strip("\n"))

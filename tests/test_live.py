@@ -20,6 +20,7 @@ from nanogpt_jax.errors import RunFailed
 from .conftest import ROOT, metrics_of
 from .test_end_to_end import assert_same_bits, state_of
 from .test_faults import spoiled
+from .test_sharding import virtual_devices
 from .tiny import TINY, prepare_tiny
 
 HIDE_CURSOR = b"\x1b[?25l"
@@ -142,9 +143,10 @@ def test_control_characters_in_a_text_reach_no_terminal():
 
 
 def test_ctrl_c_leaves_the_panel_and_says_how_to_go_on(flags, tmp_path):
+    """On two devices that share the work: the text comes from one of them."""
     with terminal() as (slave, received):
         argv = [sys.executable, ROOT / "train.py", *flags, "--max_iters=1000000"]
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+        environment = {**virtual_devices(2), "TERM": "xterm", "COLUMNS": "80"}
         process = subprocess.Popen(argv, stdout=slave, stderr=slave, cwd=ROOT, env=environment)
         try:
             latest = time.monotonic() + 120
@@ -159,4 +161,5 @@ def test_ctrl_c_leaves_the_panel_and_says_how_to_go_on(flags, tmp_path):
     written = [line for line in shown if line]
     hint = "".join(written[next(i for i, line in enumerate(written) if line.startswith("stopped")) :])
     assert hint.endswith(f"go on with: python train.py --init_from=resume --out_dir={tmp_path / 'run'}")
-    assert HIDE_CURSOR not in received
+    assert "text at step" in "\n".join(written) and "none: " not in "\n".join(written)
+    assert "mesh data:2" in "\n".join(written) and HIDE_CURSOR not in received
