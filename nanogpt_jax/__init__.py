@@ -7,7 +7,25 @@ asked for, so that a command that only parses flags does not wait for JAX.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__getattr__`
+    from nanogpt_jax.config import GPTConfig as GPTConfig
+    from nanogpt_jax.config import Settings as Settings
+    from nanogpt_jax.config import preset as preset
+    from nanogpt_jax.errors import UserError as UserError
+    from nanogpt_jax.model import GPT as GPT
+    from nanogpt_jax.model import Bigram as Bigram
+    from nanogpt_jax.optimizer import make_optimizer as make_optimizer
+    from nanogpt_jax.sampling import SamplingConfig as SamplingConfig
+    from nanogpt_jax.sampling import generate as generate
+    from nanogpt_jax.training import Batch as Batch
+    from nanogpt_jax.training import TrainState as TrainState
+    from nanogpt_jax.training import init_params as init_params
+    from nanogpt_jax.training import init_state as init_state
+    from nanogpt_jax.training import loss_fn as loss_fn
+    from nanogpt_jax.training import make_eval_step as make_eval_step
+    from nanogpt_jax.training import make_train_step as make_train_step
 
 _HOMES = {
     "GPT": "model",

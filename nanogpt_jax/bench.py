@@ -33,7 +33,6 @@ AGAINST = ("torch", "hf", "none")
 DEFAULT_PRESET = "shakespeare_char_cpu"
 DEFAULT_ROUNDS, DEFAULT_SECONDS = 11, 0.7
 _LONGEST_TEXT = 256
-_PURPOSE = "the benchmark"
 _OWN = ("against", "reference", "rounds", "seconds", "max_new_tokens", "quantize", "json", "plot", "preset")
 
 _DESCRIPTION = f"""\
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if task is None:
         raise UserError(f"say what to measure: python -m nanogpt_jax.bench {{{','.join(TASKS)}}}")
     require_choice("task", task, TASKS)
-    report.require_writable(own["json"], own["plot"], _PURPOSE)
+    report.require_writable(json=own["json"], plot=own["plot"])
     measure = _growth if task == "growth" else _rounds
     try:
         with ended_by_signals():

@@ -227,6 +227,7 @@ def _add_nanogpt_flags(parser: Parser) -> None:
     group = parser.add_argument_group("nanoGPT's own", "so that its command lines carry over")
     group.add_argument("--device", metavar="STR", help="cpu or cuda: the same as --accelerator=cpu or gpu")
     parser.add_switch(group, "compile", help="no effect: JAX always compiles")
+    parser.add_switch(group, "wandb_log", type=_reader("wandb_log", bool), help="the same as --wandb")
     group.add_argument("--backend", metavar="STR", help="no effect: JAX brings its own")
 
 
@@ -234,6 +235,8 @@ def _translated(given: dict[str, Any]) -> dict[str, Any]:
     """nanoGPT's own flags turned into ours."""
     given.pop("compile", None)
     given.pop("backend", None)
+    if "wandb_log" in given:
+        given.setdefault("wandb", given.pop("wandb_log"))
     device = given.pop("device", None)
     if device is not None:
         kind = {"cpu": "cpu", "cuda": "gpu"}.get(device.split(":")[0])

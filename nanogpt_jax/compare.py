@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
     settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
-    report.require_writable(own["json"], own["plot"], _PURPOSE)
+    report.require_writable(json=own["json"], plot=own["plot"])
 
     # Else idle threads of PyTorch spin where ours could run: this, read at its import, saves most of the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -29,7 +29,20 @@ class GPTConfig:
     """The shape of a GPT: what decides which parameters exist and what they mean.
 
     The first seven names and their meanings are nanoGPT's. The rest are the options that GPT-2 checkpoints and the
-    models of the "GPT from scratch" notebook need.
+    models of the "GPT from scratch" notebook need. A shape that can't be is a `UserError`.
+
+    Attributes:
+        block_size: longest context, in tokens; rows of the position table.
+        vocab_size: rows of the token table; at most 65,536.
+        n_layer: number of blocks.
+        n_head: attention heads in a block.
+        n_embd: width of the residual stream, a multiple of `n_head`.
+        dropout: probability of dropping an activation in training, in [0, 1).
+        bias: biases in linear layers and layer norms, as in GPT-2.
+        activation: of the MLP: GELU (Hendrycks & Gimpel, 2016), its tanh form as in GPT-2, or ReLU.
+        qkv_bias: bias of queries, keys and values; None: as `bias`.
+        tie_word_embeddings: the head shares the token table (Press & Wolf, 2017).
+        lm_head_bias: bias of a head of its own.
     """
 
     block_size: int = 1024
@@ -73,10 +86,14 @@ def setting(default: Any, group: str, help: str, choices: tuple[str, ...] = ()) 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings of a training run; the defaults are nanoGPT's own, those of GPT-2 124M on OpenWebText."""
+    """All settings of a training run; the defaults are nanoGPT's own, those of GPT-2 124M on OpenWebText.
+
+    Each field states its default, its group and its meaning, as ``python train.py --help`` shows them. Lengths are in
+    tokens, durations in updates (iterations) if nothing else is said. A value out of range is a `UserError`.
+    """
 
     # fmt: off
-    out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl and config.json")
+    out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png")
     init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face GPT-2 folder")
     eval_interval: int = setting(2000, "run", "iterations between two evaluations")
     log_interval: int = setting(1, "run", "iterations between two lines of training loss")
@@ -87,6 +104,10 @@ class Settings:
     nan_policy: Literal["stop", "skip"] = setting("stop", "run", "a loss or gradient that is not finite: stop, or skip the update and count it", ("stop", "skip"))
     allow_changes: bool = setting(False, "run", "resume although the data, or settings that make other updates, have changed")
     profile: str | None = setting(None, "run", "folder that receives a trace of updates 10 to 19, for TensorBoard or Perfetto; none: no trace")
+    tensorboard: bool = setting(False, "run", "write event files for TensorBoard into out_dir/tensorboard as well")
+    wandb: bool = setting(False, "run", "log to Weights & Biases as well")
+    wandb_project: str = setting("nanogpt-jax", "run", "project at Weights & Biases")
+    wandb_run_name: str | None = setting(None, "run", "the run's name there; none: one that it makes up")
     seed: int = setting(1337, "run", "the one number all randomness is derived from")
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")

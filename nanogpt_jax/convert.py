@@ -34,7 +34,8 @@ from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, o
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepare import load_meta
 from nanogpt_jax.saving import CheckpointWriter
-from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE, write_config
+from nanogpt_jax.sinks import METRICS_FILE
+from nanogpt_jax.telemetry import CONFIG_FILE, write_config
 from nanogpt_jax.training import abstract_state, init_state
 
 Form = Literal["run", "hf", "nanogpt"]

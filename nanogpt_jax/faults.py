@@ -20,10 +20,13 @@ from filelock import FileLock, Timeout
 
 from nanogpt_jax.checkpoint import FOLDER
 from nanogpt_jax.config import Settings
+from nanogpt_jax.curves import FIGURE_FILE
 from nanogpt_jax.errors import RunFailed, UserError
-from nanogpt_jax.telemetry import CONFIG_FILE, METRICS_FILE
+from nanogpt_jax.sinks import METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER
+from nanogpt_jax.telemetry import CONFIG_FILE
 
 _LOCK = ".lock"
+_OF_A_RUN = (FOLDER, METRICS_FILE, CONFIG_FILE, "damaged", TENSORBOARD_FOLDER, WANDB_FOLDER, FIGURE_FILE)
 
 
 class Stopped(Exception):
@@ -137,7 +140,7 @@ def set_previous_run_aside(out_dir: Path) -> None:
 
     The run in `previous` goes once all of the later one has been moved beside it; a move that was cut short goes on.
     """
-    there = [out_dir / name for name in (FOLDER, METRICS_FILE, CONFIG_FILE, "damaged") if (out_dir / name).exists()]
+    there = [out_dir / name for name in _OF_A_RUN if (out_dir / name).exists()]
     moving, aside = out_dir / "previous.moving", out_dir / "previous"
     if there or moving.exists():
         moving.mkdir(exist_ok=True)

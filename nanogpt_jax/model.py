@@ -155,6 +155,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: token and position embeddings, `n_layer` blocks, a last layer norm and a head.
 
+    GPT-2's (Radford et al., 2019): pre-norm, learned positions. ``model.apply({"params": params}, idx)`` calls it.
+
     Attributes:
         config: the shape.
         dtype: the type of matrix products; parameters, layer norms, softmax and logits are float32 whatever it is.
@@ -181,7 +183,10 @@ class GPT(nn.Module):
             self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
 
     def __call__(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T V"]:
-        """Logits of the token after each position. With `train`, dropout draws from the ``dropout`` rng."""
+        """Logits of the token after each position, in float32. With `train`, dropout draws from the ``dropout`` rng.
+
+        T is at most `block_size`.
+        """
         return self.head(self.hidden(idx, train=train))
 
     def hidden(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T C"]:
@@ -251,7 +256,7 @@ class GPT(nn.Module):
 
 
 class Bigram(nn.Module):
-    """The smallest language model: row t of a table holds the logits of what follows token t.
+    """The smallest language model: row t of a table (V, V) holds the logits of what follows token t.
 
     It remembers nothing, so its cache is empty; otherwise it answers to the same calls as `GPT`.
     """

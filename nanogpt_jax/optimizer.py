@@ -31,7 +31,11 @@ def decay_mask(params: optax.Params) -> optax.Params:
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW (Loshchilov & Hutter, 2019) with the decay on matrices only."""
+    """Global-norm clipping, then AdamW (Loshchilov & Hutter, 2019) with the decay on matrices only, as in nanoGPT.
+
+    Of the settings it reads `grad_clip` (0: no clipping), `beta1`, `beta2`, `weight_decay`, and those of
+    `learning_rate_schedule`; it counts its own updates.
+    """
     clip = optax.clip_by_global_norm(settings.grad_clip) if settings.grad_clip > 0 else optax.identity()
     adamw = optax.adamw(
         learning_rate_schedule(settings),

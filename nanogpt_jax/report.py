@@ -1,4 +1,4 @@
-"""How the measuring commands, `compare.py` and `bench.py`, tell what they found: tables, JSON, and words for shapes."""
+"""How results are told: tables in Markdown, JSON, figures, and words for shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nanogpt_jax.files import replace_when_whole
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 # Of Okabe and Ito (2008), whom colour-blind readers can tell apart.
 OURS, THEIRS, ALARM, THIRD = "#0072B2", "#E69F00", "#D55E00", "#009E73"
-_INSTALL = "pip install -e '.[torch]'"
+_EXTRAS = {"torch": "torch", "transformers": "torch", "tensorboardX": "tensorboard", "wandb": "wandb"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
@@ -32,19 +32,17 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def require_installed(package: str, purpose: str) -> None:
-    """Raise `UserError` with the command that installs it if `package`, of the `torch` extra, is not there."""
+    """Raise `UserError` with the command that installs it if `package`, of an extra, is not there."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{purpose} needs {package}, which is not installed; {_INSTALL}")
+        raise UserError(f"{purpose} needs {package}, which is not installed; pip install -e '.[{_EXTRAS[package]}]'")
 
 
-def require_writable(json_file: Path | None, plot: Path | None, purpose: str) -> None:
-    """Refuse at once what would fail only when all is computed."""
-    if plot is not None:
-        if plot.suffix not in PLOT_FORMATS:
-            raise UserError(f"plot={plot} is of no known format; end its name in {', '.join(PLOT_FORMATS)}")
-        require_installed("matplotlib", purpose)
-    for name, path in (("json", json_file), ("plot", plot)):
+def require_writable(**files: Path | None) -> None:
+    """Refuse at once what would fail only when all is computed: files by the names of their flags, figures but json."""
+    for name, path in files.items():
         if path is not None:
+            if name != "json" and path.suffix not in PLOT_FORMATS:
+                raise UserError(f"{name}={path} is of no known format; end its name in {', '.join(PLOT_FORMATS)}")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:

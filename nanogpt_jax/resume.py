@@ -15,6 +15,7 @@ FREE = frozenset(
         *PLACEMENT_SETTINGS,
         "out_dir", "init_from", "data_dir", "accelerator", "max_iters", "eval_only", "eval_interval", "eval_iters",
         "log_interval", "save_interval", "always_save_checkpoint", "nan_policy", "allow_changes", "profile",
+        "tensorboard", "wandb", "wandb_project", "wandb_run_name",
     )
 )  # fmt: skip
 """Settings that a resumed run may have anew: they say how long, how often and where, and leave its updates alone."""

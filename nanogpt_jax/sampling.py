@@ -82,7 +82,11 @@ def generate(
     config: SamplingConfig = SamplingConfig(),
     quantize: Quantize = "none",
 ) -> Int[Array, "S N"]:
-    """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`.
+    """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`, without the prompt.
+
+    The tokens of a sample depend on `key` and its index alone, however many are drawn with it. Past `block_size` the
+    model reads the last `block_size` tokens anew for each token, as nanoGPT does. `config` says how tokens are drawn,
+    and `quantize` whether from weights in int8.
 
     The prompt must hold at least one token; the model reads its last `block_size`. Raises `UserError` otherwise.
     """

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
@@ -123,6 +124,11 @@ def placed(mesh: Mesh | None, state: Any) -> Any:
 def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """Compile what is called in the block for the mesh."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def use_none() -> contextlib.AbstractContextManager[Any]:
+    """Compile what is called in the block for one device, whatever mesh is in force around it."""
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:

@@ -1,16 +1,14 @@
-"""What a run tells: lines on the terminal, `metrics.jsonl` and `config.json` in its folder."""
+"""What a run tells of its updates, a trace of some of them, and `config.json`."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,66 +20,10 @@ from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.optimizer import learning_rate_schedule
+from nanogpt_jax.sinks import Sink
 from nanogpt_jax.training import Metrics, Params, TrainState
 
-METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
-
-
-class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, {"step", "split", "loss", ...}, written as things happen.
-
-    ``split`` is ``train`` (the loss of one update's batch), ``train_eval`` and ``val`` (the estimates of an evaluation)
-    or ``val_whole`` (the pass over the whole validation split).
-    """
-
-    def __init__(self, out_dir: Path, *, step: int, evaluated: bool) -> None:
-        """Open for a run that stands before update `step`; lines a lost process wrote past that are dropped.
-
-        `evaluated` says whether the evaluation due at `step` has been made, and so stays.
-        """
-        self._path = out_dir / METRICS_FILE
-        kept = [line for line in _whole_lines(self._path) if _is_before(json.loads(line), step, evaluated)]
-        with replace_when_whole(self._path) as file:
-            file.writelines(kept)
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
-
-    def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
-        """Add a line; figures that are None have no meaning here and are left out. A loss that is no number is null.
-
-        Raises `OSError` if it cannot be written.
-        """
-        known = {name: value for name, value in figures.items() if value is not None}
-        number = loss if math.isfinite(loss) else None
-        line = json.dumps({"step": step, "split": split, "loss": number, **known}).encode() + b"\n"
-        if self._file.write(line) != len(line):  # the disk took a part of it
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def sync(self) -> None:
-        """Have what was written on the disk, as a checkpoint that counts on it is about to be.
-
-        Raises `OSError` if the file is not in its folder any more, or the disk is full.
-        """
-        if not os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno())):
-            raise FileNotFoundError(errno.ENOENT, f"{self._path} has been replaced")
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class NoMetrics:
-    """The metrics of a process that leaves them to another one."""
-
-    def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 class Profile:
@@ -118,9 +60,12 @@ class StepLog:
         skipped: updates up to now that were skipped because they were not finite.
     """
 
-    def __init__(self, settings: Settings, metrics: MetricsFile | NoMetrics, params: Params, run: RunDocument) -> None:
+    def __init__(
+        self, settings: Settings, figures: Sink, tell: Callable[[str], None], params: Params, run: RunDocument
+    ) -> None:
+        """`figures` takes what is known of an update, `tell` nanoGPT's line about it."""
         self._settings = settings
-        self._metrics = metrics
+        self._figures, self._tell = figures, tell
         self._schedule = learning_rate_schedule(settings)
         self._flops_per_iter = flops_per_token(settings, params) * settings.tokens_per_iter
         self._peak_flops = peak_flops()
@@ -158,7 +103,7 @@ class StepLog:
         each = (time.perf_counter() - self._clock) / self._updates
         self.restart()
         mfu = None if self._peak_flops is None else self._flops_per_iter / each / self._peak_flops
-        self._metrics.write(
+        self._figures.write(
             step,
             "train",
             loss,
@@ -169,7 +114,7 @@ class StepLog:
             skipped=None if is_finite else True,
         )
         share = "" if mfu is None else f", mfu {mfu:.2%}"
-        print(f"iter {step}: loss {loss:.4f}, time {1000 * each:.2f}ms{share}", flush=True)
+        self._tell(f"iter {step}: loss {loss:.4f}, time {1000 * each:.2f}ms{share}")
 
     def _note_nonfinite(self, step: int, loss: float, grad_norm: float) -> None:
         what = f"iteration {step}: loss {loss}, gradient norm {grad_norm}"
@@ -199,31 +144,6 @@ def flops_per_token(settings: Settings, params: Params) -> float:
         return 0.0
     n = sum(p.size for p in jax.tree.leaves(params)) - params["wpe"]["embedding"].size
     return 6 * n + 12 * settings.n_layer * settings.n_embd * settings.block_size
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a metrics file, without what a dying process or machine left that is no line of ours."""
-    with contextlib.suppress(FileNotFoundError):
-        lines = path.read_bytes().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n") and _is_entry(line)]
-        if len(whole) < len(lines):
-            print(f"{path}: {len(lines) - len(whole)} damaged lines are dropped", flush=True)
-        return whole
-    return []
-
-
-def _is_entry(line: bytes) -> bool:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("split"), str)
-
-
-def _is_before(entry: dict[str, Any], step: int, evaluated: bool) -> bool:
-    if entry["step"] == step:
-        return evaluated and entry["split"] in ("train_eval", "val")
-    return entry["step"] < step
 
 
 def write_config(out_dir: Path, settings: Settings, **facts: Any) -> None:

@@ -13,18 +13,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from nanogpt_jax import dataset, feed, hosts, sharding
+from nanogpt_jax import dataset, feed, hosts, live, sharding
 from nanogpt_jax.accelerator import describe
 from nanogpt_jax.checkpoint import RunDocument
 from nanogpt_jax.config import Settings
+from nanogpt_jax.curves import leave_figure
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, set_previous_run_aside, signals, unwritable
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.saving import CheckpointWriter
+from nanogpt_jax.sinks import Sinks, open_sinks, require_sinks
 from nanogpt_jax.start import Data, Start, begun, resumed
-from nanogpt_jax.telemetry import MetricsFile, NoMetrics, Profile, StepLog, write_config
+from nanogpt_jax.telemetry import Profile, StepLog, write_config
 from nanogpt_jax.training import (
     Params,
     TrainState,
@@ -55,7 +57,10 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         def prepared() -> Start:
             if resuming and writing and out_dir.is_dir() and hosts.is_first():
                 held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
-            return resumed(settings, given) if resuming else begun(settings, given)
+            start = resumed(settings, given) if resuming else begun(settings, given)
+            if writing:
+                require_sinks(start.settings)
+            return start
 
         hosts.together(lambda: settings, _shared_settings)
         start = hosts.together(prepared, _facts)
@@ -79,7 +84,8 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
             held.enter_context(only_run_in(out_dir))
         places = None if mesh is None else sharding.state_shardings(mesh, state)
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
-        return _update_until_done(start, train_step, eval_step, state, mesh)
+        with live.shown(start, model) as view:
+            return _update_until_done(start, train_step, eval_step, state, mesh, view)
 
 
 def _facts(start: Start) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def whole_split_loss(
 
 
 def _update_until_done(
-    start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState, mesh: Mesh | None
+    start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState, mesh: Mesh | None, view: live.Lines
 ) -> float:
     """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss."""
     settings, data, run, *_ = start
@@ -142,17 +148,18 @@ def _update_until_done(
     batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
     profile = Profile(settings.profile)
     with (
-        _writing(start) as (checkpoints, metrics),
+        _writing(start) as (checkpoints, kept),
         signals() as received,
         contextlib.closing(batches),
         contextlib.closing(profile),
     ):
-        log = StepLog(settings, metrics, state.params, run)
+        figures = Sinks((kept, view))
+        log = StepLog(settings, figures, view.iteration, state.params, run)
 
         def save() -> None:
             """Save what stands behind `run.step` updates, all of which have been looked at; a bad state never."""
             log.flush()
-            metrics.sync()
+            figures.sync()
             if not is_finite((state.params, state.opt_state)):
                 raise RunFailed(
                     f"iteration {run.step}: the parameters or moments are not finite, and are not saved; go on from "
@@ -169,7 +176,8 @@ def _update_until_done(
                 losses = estimate_loss(eval_step, state.params, data, settings, step, mesh)
                 print(f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}", flush=True)
                 for split, loss in losses.items():
-                    metrics.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
+                    figures.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
+                view.evaluated(state.params)
                 run, better = _evaluated(run, losses["val"], settings)
                 due = due or better or settings.always_save_checkpoint or done
                 log.restart()
@@ -188,7 +196,9 @@ def _update_until_done(
             checkpoints.wait()
             raise Stopped(received[0])
         loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, received)
-        metrics.write(run.step, "val_whole", loss, seconds=log.seconds())
+        figures.write(run.step, "val_whole", loss, seconds=log.seconds())
+        if hosts.is_first():
+            leave_figure(Path(settings.out_dir))
     return loss
 
 
@@ -220,21 +230,21 @@ def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None 
 
 
 @contextlib.contextmanager
-def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, MetricsFile | NoMetrics]]:
+def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, Sinks]]:
     """The run's folder, open for writing; what is being saved when the block ends is finished."""
-    out_dir = Path(start.settings.out_dir)
+    out_dir, run = Path(start.settings.out_dir), start.run
     with unwritable(out_dir):
-        metrics: MetricsFile | NoMetrics = NoMetrics()
+        kept = Sinks()  # of none: another process has them
         if hosts.is_first():
             if start.since is None:
                 set_previous_run_aside(out_dir)
             write_config(out_dir, start.settings)
-            metrics = MetricsFile(out_dir, step=start.run.step, evaluated=start.run.evaluated)
+            kept = open_sinks(out_dir, start.settings, run.step, run.evaluated, resuming=start.since is not None)
         hosts.wait_for_all("folder")
         checkpoints = CheckpointWriter(out_dir, start.since)
-    with contextlib.closing(metrics):
+    with contextlib.closing(kept):
         try:
-            yield checkpoints, metrics
+            yield checkpoints, kept
         except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError):
             with contextlib.suppress(RunFailed):  # the first error is the one to tell
                 checkpoints.close()

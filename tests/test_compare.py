@@ -157,7 +157,7 @@ def test_a_verdict_is_of_a_number(value, verdict):
     assert Row("q", "", value, value, None).verdict == "-"
 
 
-@pytest.mark.parametrize("package", ["torch", "transformers", "matplotlib"])
+@pytest.mark.parametrize("package", ["torch", "transformers"])
 def test_without_the_extra_one_line_says_what_to_install(package, command, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "nanogpt_jax.compare_torch", raising=False)

@@ -1,0 +1,37 @@
+"""`python -m nanogpt_jax.plot RUN [RUN ...]`: the loss curves of one run, or of several over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanogpt_jax import cli, report
+from nanogpt_jax.curves import FIGURE_FILE, loss_figure, read_all
+
+_DESCRIPTION = f"""\
+Draw training loss, validation loss and learning rate from the metrics.jsonl of runs, under way or done.
+
+  python -m nanogpt_jax.plot out-shakespeare-char                    RUN/{FIGURE_FILE}
+  python -m nanogpt_jax.plot out-a out-b out-c --png=compared.png    several over each other"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: parse, read, draw."""
+    parser = cli.Parser("python -m nanogpt_jax.plot RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument(
+        "-o", "--png", type=Path, metavar="FILE",
+        help=f"where to draw: .png, .svg or .pdf (RUN/{FIGURE_FILE} of a single run, else ./{FIGURE_FILE})",
+    )  # fmt: skip
+    given = parser.parse(argv)
+    runs = given["runs"]
+    path = given.get("png", runs[0] / FIGURE_FILE if len(runs) == 1 else Path(FIGURE_FILE))
+    curves = read_all(runs)
+    report.require_writable(png=path)
+    report.write_where_asked("png", path, lambda path: report.write_figure(path, loss_figure(curves)))
+    print(path)
+    return cli.OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))
