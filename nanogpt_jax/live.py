@@ -164,7 +164,7 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
     draw = functools.partial(
         generate,
         model,
-        max_new_tokens=min(settings.block_size, LONGEST_TEXT),
+        max_new_tokens=max(1, min(settings.block_size, LONGEST_TEXT) - 1),
         config=SamplingConfig(vocab_size=tokenizer.vocab_size),
     )
 
