@@ -96,7 +96,6 @@ class CausalSelfAttention(nn.Module):
         train: bool,
         cache: KeyValues | None,
         position: Int[Array, ""] | int,
-        seen: int | None,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
@@ -106,7 +105,7 @@ class CausalSelfAttention(nn.Module):
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
         else:
             cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
-            y = cached_attention(_of_each_head(q), cache.k[:, :seen], cache.v[:, :seen], position).reshape(q.shape)
+            y = cached_attention(_of_each_head(q), *cache, position).reshape(q.shape)
         y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(ops.merge_heads(y))
         return nn.Dropout(cfg.dropout, deterministic=not train)(y), cache
 
@@ -145,9 +144,8 @@ class Block(nn.Module):
         train: bool,
         cache: KeyValues | None,
         position: Int[Array, ""] | int,
-        seen: int | None,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
-        y, cache = self.attn(self.ln_1(x), batch, train, cache, position, seen)
+        y, cache = self.attn(self.ln_1(x), batch, train, cache, position)
         x = x + y
         return x + self.mlp(self.ln_2(x), train), cache
 
@@ -176,7 +174,7 @@ class GPT(nn.Module):
         self.wte = nn.Embed(cfg.vocab_size, cfg.n_embd, embedding_init=normal)
         self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
         self.drop = nn.Dropout(cfg.dropout)
-        block = nn.remat(Block, static_argnums=(2, 3, 6)) if self.remat else Block  # static: batch, train, seen
+        block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # static: batch, train
         self.h = [block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
         self.ln_f = LayerNorm(cfg.bias)
         if not cfg.tie_word_embeddings:
@@ -208,15 +206,15 @@ class GPT(nn.Module):
         return self.head(self.hidden(idx)[:, index])
 
     def decode(
-        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int, seen: int | None = None
+        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Read T tokens that stand at `position`, ... after those in `cache`.
 
         Gives the logits after the last of them, and the cache with all of them in it. With a prompt at position 0 this
-        is the prefill; with one token it is a step of decoding. Where it is known that the last of them stands before
-        position `seen`, attention reads no more of the cache than that.
+        is the prefill; with one token it is a step of decoding. Attention reads all of the cache, however much of it is
+        filled.
         """
-        x, cache = self._blocks(idx, cache, position, train=False, seen=seen)
+        x, cache = self._blocks(idx, cache, position, train=False)
         return self.head(x[:, -1]), cache
 
     def init_cache(self, batch: int, length: int) -> Cache:
@@ -242,7 +240,7 @@ class GPT(nn.Module):
         return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
     def _blocks(
-        self, idx: Array, cache: Cache | None, position: Array | int, train: bool, seen: int | None = None
+        self, idx: Array, cache: Cache | None, position: Array | int, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         B, T = idx.shape
         table = sharding.gathered(self.wte.embedding, "wte")
@@ -250,7 +248,7 @@ class GPT(nn.Module):
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x, kept = block(sharding.split_by_rows(x), B, train, old, position, seen)
+            x, kept = block(sharding.split_by_rows(x), B, train, old, position)
             new.append(kept)
         return self.ln_f(x).reshape(B, T, -1), None if cache is None else tuple(new)
 
@@ -285,7 +283,7 @@ class Bigram(nn.Module):
         return self.wte(idx[:, index])
 
     def decode(
-        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int, seen: int | None = None
+        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int
     ) -> tuple[Float[Array, "B V"], Cache]:
         """As `GPT.decode`."""
         return self.wte(idx[:, -1]), cache

@@ -143,8 +143,9 @@ def _prompt_cache(model: nn.Module, weights: Weights, tokens: Int[Array, "B L"],
     Of these, what follows the prompt does no harm: the cache's entry of a position is written anew when the token of
     that position has been drawn and is read, before anything may look at it.
     """
-    _, cache = model.apply(weights, tokens[:1, :read], model.init_cache(1, window), 0, read, method="decode")
-    return jax.tree.map(lambda once: jnp.tile(once, (len(tokens), 1, 1)), cache)
+    _, cache = model.apply(weights, tokens[:1, :read], model.init_cache(1, read), 0, method="decode")
+    rest = ((0, 0), (0, window - read), (0, 0))
+    return jax.tree.map(lambda once: jnp.pad(jnp.tile(once, (len(tokens), 1, 1)), rest), cache)
 
 
 def _window(model: nn.Module, generation: Generation) -> int:
@@ -168,9 +169,9 @@ def extend(
     window = _window(model, generation)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
 
-    def cached(seen: int, g: Generation) -> tuple[Array, Cache]:
+    def cached(g: Generation) -> tuple[Array, Cache]:
         last = jax.lax.dynamic_slice_in_dim(g.tokens, g.length - 1, 1, axis=1)
-        return model.apply(weights, last, g.cache, g.length - 1, seen, method="decode")
+        return model.apply(weights, last, g.cache, g.length - 1, method="decode")
 
     def uncached(g: Generation) -> tuple[Array, Cache]:
         start = jnp.maximum(g.length - window, 0)
@@ -188,16 +189,22 @@ def extend(
         return jax.lax.while_loop(lambda g: g.length < limit, step, g)
 
     if config.cached:  # a text that is short yet need not read the whole cache
-        for seen in _stages(window):
+        for size in _stages(window):
+            start = generation._replace(cache=jax.tree.map(lambda whole, size=size: whole[:, :size], generation.cache))
             # A cache of so many tokens gives the logits of the one after them too.
-            generation = while_shorter_than(jnp.minimum(stop, seen + 1), functools.partial(cached, seen), generation)
+            end = while_shorter_than(jnp.minimum(stop, size + 1), cached, start)
+            generation = end._replace(cache=jax.tree.map(_with_start, generation.cache, end.cache))
         if window == generation.tokens.shape[1]:  # no text outgrows it
             return generation
     return while_shorter_than(stop, uncached, generation)
 
 
+def _with_start(whole: Float[Array, "N S D"], start: Float[Array, "N R D"]) -> Float[Array, "N S D"]:
+    return start if start.shape == whole.shape else jax.lax.dynamic_update_slice(whole, start, (0, 0, 0))
+
+
 def _stages(window: int) -> list[int]:
-    """Lengths up to which attention reads a cache of `window` positions: 64, four times that, ..., and all of it."""
+    """How much of a cache of `window` positions to work on as a text grows: 64, four times that, ..., and all of it."""
     stages = [_FIRST_STAGE]
     while 4 * stages[-1] <= window:
         stages.append(4 * stages[-1])
