@@ -69,7 +69,7 @@ class SampleSettings(TextSettings):
     # fmt: off
     num_samples: int = setting(10, "text", "how many texts to draw")
     max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
-    quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory, read in as much less time", QUANTIZE)
+    quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory", QUANTIZE)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     # fmt: on
 
