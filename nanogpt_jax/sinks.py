@@ -77,8 +77,7 @@ class MetricsFile(Sink):
         `evaluated` says whether the evaluation due at `step` has been made, and so stays.
         """
         self._path = out_dir / METRICS_FILE
-        lines = [(line, json.loads(line)) for line in _whole_lines(self._path)]
-        kept = [(line, entry) for line, entry in lines if _is_before(entry, step, evaluated)]
+        kept = [(line, entry) for line, entry in _whole_lines(self._path) if _is_before(entry, step, evaluated)]
         self.of_this_step = [entry for _, entry in kept if entry["step"] == step]
         with replace_when_whole(self._path) as file:
             file.writelines(line for line, _ in kept)
@@ -180,9 +179,10 @@ def scalars(split: str, loss: float | None, figures: Mapping[str, float | None])
 
 def require_sinks(settings: Settings) -> None:
     """Raise `UserError`, with the command that installs it, if a package that the settings ask for is not there."""
-    for package, wanted in (("tensorboardX", settings.tensorboard), ("wandb", settings.wandb)):
-        if wanted:
-            require_installed(package, "--tensorboard" if package == "tensorboardX" else "--wandb")
+    if settings.tensorboard:
+        require_installed("tensorboardX", "--tensorboard")
+    if settings.wandb:
+        require_installed("wandb", "--wandb")
 
 
 def open_sinks(out_dir: Path, settings: Settings, step: int, evaluated: bool, *, resuming: bool) -> Sinks:
@@ -208,29 +208,32 @@ def read_metrics(out_dir: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{out_dir} holds no {METRICS_FILE} ({error.strerror or error}); name the folder of a run"
         ) from error
-    entries = [json.loads(line) for line in lines if _is_entry(line)]
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
     if not entries:
         raise UserError(f"{out_dir / METRICS_FILE} says nothing yet; wait for the run's first evaluation")
     return entries
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a metrics file, without what a dying process or machine left that is no line of ours."""
+def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of a metrics file and what they say, without what a dying process or machine left that is none."""
     with contextlib.suppress(FileNotFoundError):
         lines = path.read_bytes().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n") and _is_entry(line)]
+        entries = [(line, _entry(line)) for line in lines if line.endswith(b"\n")]
+        whole = [(line, entry) for line, entry in entries if entry is not None]
         if len(whole) < len(lines):
             print(f"{path}: {len(lines) - len(whole)} damaged lines are dropped", flush=True)
         return whole
     return []
 
 
-def _is_entry(line: bytes) -> bool:
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of a metrics file says, or None if it is no line of ours."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("split"), str)
+        return None
+    ours = isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("split"), str)
+    return entry if ours else None
 
 
 def _is_before(entry: dict[str, Any], step: int, evaluated: bool) -> bool:

@@ -27,13 +27,7 @@ from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.sinks import Sinks, open_sinks, require_sinks
 from nanogpt_jax.start import Data, Start, begun, resumed
 from nanogpt_jax.telemetry import Profile, StepLog, write_config
-from nanogpt_jax.training import (
-    Params,
-    TrainState,
-    is_finite,
-    make_eval_step,
-    make_train_step,
-)
+from nanogpt_jax.training import Params, TrainState, is_finite, make_eval_step, make_train_step
 
 # Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
 _TOKENS_PER_EVAL_STEP = 16_384
