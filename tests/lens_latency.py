@@ -5,12 +5,11 @@ From a pointer event on a character of the text, or on a head, until after the f
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from .browser import chromium
 
 LIMIT = 50  # milliseconds
 
@@ -34,8 +33,7 @@ async (selector) => {
 
 
 def main() -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(Path(sys.argv[1]).resolve().as_uri())
         for name, selector in (("characters", "#text > * + *"), ("heads", "#heads [role=gridcell]")):
@@ -44,7 +42,6 @@ def main() -> None:
                 late = sum(time > LIMIT for time in times)
                 middle, most = statistics.median(times), max(times)
                 print(f"{len(times)} {name}: median {middle:.0f} ms, most {most:.0f}, {late} above {LIMIT}")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import os
-import pty
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from nanogpt_jax import live, sinks, telemetry, trainer
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.config import preset
+
+from .terminal import terminal
 
 STRETCH, STRETCHES, EVERY = 10, 240, 250
 is_on, began, texts = True, [], []
@@ -34,8 +33,12 @@ def main() -> None:
     last = STRETCH * STRETCHES
     short = dict(max_iters=last, lr_decay_iters=last, eval_interval=EVERY, eval_iters=1, tensorboard=True)
     take_turns()
-    out = terminal() if sys.argv[1:] == ["live"] else io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, out as stdout, contextlib.redirect_stdout(stdout):
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
+        stdout: Any = io.StringIO()
+        if sys.argv[1:] == ["live"]:
+            slave, _ = held.enter_context(terminal())
+            stdout = held.enter_context(open(slave, "w", closefd=False))
+        held.enter_context(contextlib.redirect_stdout(stdout))
         trainer.train(preset("shakespeare_char_cpu", out_dir=folder, **short))
     lengths = [end - start for start, end in itertools.pairwise(began)]
     on = range(1, len(lengths) - 1, 2)
@@ -75,21 +78,6 @@ def take_turns() -> None:
 
 def when_on(function: Callable, otherwise: Any = None) -> Callable:
     return lambda *args, **options: function(*args, **options) if is_on else otherwise
-
-
-@contextlib.contextmanager
-def terminal() -> Iterator[Any]:
-    """A pseudo-terminal to write to, which somebody reads."""
-    master, slave = pty.openpty()
-
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(master, 65536):
-                pass
-
-    threading.Thread(target=read, daemon=True).start()
-    with open(slave, "w") as stdout:
-        yield stdout
 
 
 if __name__ == "__main__":

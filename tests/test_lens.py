@@ -23,16 +23,13 @@ from nanogpt_jax.model import GPT, Bigram, CausalSelfAttention, Linear
 from nanogpt_jax.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.training import Batch, init_params, loss_fn
 
+from .browser import CHROMIUM, chromium
 from .conftest import ROOT, command
 from .tiny import TINY, prepare_tiny
+from .twins import fresh
 
 CONFIG = GPTConfig(block_size=24, vocab_size=30, n_layer=3, n_head=2, n_embd=16)
 TOKENS = np.arange(20, dtype=np.int32) * 7 % CONFIG.vocab_size
-
-
-def fresh(model):
-    """Parameters whose predictions are far from uniform, so that a mistake shows."""
-    return jax.jit(lambda: jax.tree.map(lambda p: 4 * p, init_params(model, 0)))()
 
 
 @pytest.fixture(scope="module", params=["gpt", "relatives of GPT-2", "bigram"])
@@ -233,16 +230,10 @@ CHARACTERS = CharTokenizer(
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
+    if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: the lens page was not tried in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Its sandbox cannot be had as root or in most containers; the pages here are our own.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=30_000)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture

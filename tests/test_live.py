@@ -1,13 +1,9 @@
 """On a terminal a run shows itself in a panel; the lines that others read stay as they are, and no update changes."""
 
-import contextlib
-import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -18,6 +14,7 @@ from nanogpt_jax import cli, live, trainer
 from nanogpt_jax.errors import RunFailed
 
 from .conftest import ROOT, metrics_of
+from .terminal import terminal
 from .test_end_to_end import assert_same_bits, state_of
 from .test_faults import spoiled
 from .test_sharding import virtual_devices
@@ -34,27 +31,6 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def flags(data_dir, tmp_path):
     return [*TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", "--max_iters=40"]
-
-
-def read_all(master, received):
-    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
-        while part := os.read(master, 65536):
-            received.extend(part)
-
-
-@contextlib.contextmanager
-def terminal():
-    """A pseudo-terminal: the end to write to, and what has been written."""
-    master, slave = pty.openpty()
-    received = bytearray()
-    reader = threading.Thread(target=read_all, args=(master, received))
-    reader.start()
-    try:
-        yield slave, received
-    finally:
-        os.close(slave)
-        reader.join(30)
-        os.close(master)
 
 
 def trained_on_terminal(monkeypatch, argv, **environment):

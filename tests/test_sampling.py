@@ -18,14 +18,11 @@ from nanogpt_jax.sampling import SamplingConfig, draw, generate
 from nanogpt_jax.softmax_attention import LONG
 from nanogpt_jax.training import init_params, purpose_key
 
+from .twins import fresh
+
 BLOCK_SIZE = 16
 CONFIG = GPTConfig(block_size=BLOCK_SIZE, vocab_size=65, n_layer=2, n_head=2, n_embd=16)
 KEY = purpose_key(7, "sample")
-
-
-def fresh(model):
-    """Parameters whose predictions are far from uniform, so that a mistake shows."""
-    return jax.jit(lambda: jax.tree.map(lambda p: 4 * p, init_params(model, 0)))()
 
 
 @pytest.fixture(scope="module", params=["gpt", "bigram"])

@@ -1,17 +1,25 @@
-"""What tests of fast paths share: random arrays, and the comparison of a function with its plain twin."""
+"""What tests of numbers share: random arrays and parameters, and the comparison of a function with its plain twin."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from nanogpt_jax.training import Params, init_params
+
 
 def normal(seed: int, *shape: int) -> Array:
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), jnp.float32)
+
+
+def fresh(model: nn.Module) -> Params:
+    """Parameters whose predictions are far from uniform, so that a mistake shows."""
+    return jax.jit(lambda: jax.tree.map(lambda p: 4 * p, init_params(model, 0)))()
 
 
 def assert_same(fast: Callable, plain: Callable, *args: Array, within: float = 1e-5) -> None:

@@ -1,0 +1,30 @@
+"""A pseudo-terminal for what shows itself on one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[tuple[int, bytearray]]:
+    """The end to write to, and what has been written."""
+    master, slave = pty.openpty()
+    received = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(master, 65536):
+                received.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield slave, received
+    finally:
+        os.close(slave)
+        reader.join(30)
+        os.close(master)
