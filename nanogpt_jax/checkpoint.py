@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors
 
-from nanogpt_jax.errors import UserError, in_short
+from nanogpt_jax.errors import RunFailed, UserError, in_short
 from nanogpt_jax.training import Params, TrainState
 
 FOLDER = "checkpoints"
@@ -73,6 +73,10 @@ class Checkpoint:
     folder: Path
     run: RunDocument
 
+    def __post_init__(self) -> None:
+        # Orbax finds nothing under a relative path, and the working directory may change before the tensors are read.
+        object.__setattr__(self, "folder", self.folder.absolute())
+
     def params(self, like: Params) -> Params:
         """The parameters, which must have the names and shapes of `like` (arrays or their abstract twins)."""
         return self._read("params", like)
@@ -95,15 +99,26 @@ class Checkpoint:
                     self._require_same_shapes(small | there, wanted)
                     large = restore({name: wanted[name] for name in there})
             self._require_same_shapes(small | large, wanted)
-        except UserError:
+        except (UserError, MemoryError):
             raise
-        except Exception as error:  # Orbax and TensorStore raise many kinds; to a user they all mean this
-            raise UserError(
-                f"checkpoint {self.folder} cannot be read ({in_short(error)}); it is damaged or of another program: "
-                "remove it, or name another folder"
-            ) from error
+        except Exception as error:  # Orbax and TensorStore raise many kinds, and few of them name a cause
+            raise self._unreadable(item, error) from error
         placed = {name: jax.device_put(value, getattr(wanted[name], "sharding", None)) for name, value in small.items()}
         return jax.tree.unflatten(jax.tree.structure(like), [(placed | large)[name] for name in wanted])
+
+    def _unreadable(self, item: str, error: Exception) -> Exception:
+        """What it means that `item` could not be read: the sums tell damaged files from a reader that is at fault."""
+        try:
+            _verify(self.folder, (item,))
+        except _Damaged as damage:
+            return UserError(
+                f"checkpoint {self.folder} is damaged ({damage}); the same command again takes the one before it"
+            )
+        return RunFailed(
+            f"checkpoint {self.folder} is whole, its sums are right, and yet it could not be read ({in_short(error)}): "
+            "that is a fault of nanogpt-jax or of a library below it and not of your files; keep them, and report this "
+            "line"
+        )
 
     def _require_same_shapes(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         for name in sorted(found.keys() | wanted.keys()):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -115,6 +116,27 @@ def truncate(path):
 
 def zero(path):
     path.write_bytes(bytes(path.stat().st_size))
+
+
+def test_a_reader_that_breaks_on_whole_files_is_our_fault_and_says_so(saved, monkeypatch):
+    checkpoint = newest(saved)
+
+    def broken(*arguments):
+        raise AttributeError("'NoneType' object has no attribute 'tree'")
+
+    monkeypatch.setattr("nanogpt_jax.checkpoint.safetensors.load_file", broken)
+    with pytest.raises(RunFailed, match=r"is whole, .* no attribute 'tree'.* a fault of nanogpt-jax .* keep them"):
+        checkpoint.state(jax.eval_shape(bigram_state))
+    flip(saved / FOLDER / "40" / "files" / "params.safetensors")
+    with pytest.raises(UserError, match=r"is damaged \(files/params.safetensors is not what was saved\)"):
+        checkpoint.state(jax.eval_shape(bigram_state))
+
+
+def test_a_relative_path_reads_what_an_absolute_one_does_wherever_the_program_goes_after(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    checkpoint = newest(Path(saved.name))
+    monkeypatch.chdir("/")
+    assert_is_whole(checkpoint, 40)
 
 
 def flip(path):
