@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,27 +62,44 @@ class StepLog:
     """
 
     def __init__(
-        self, settings: Settings, figures: Sink, tell: Callable[[str], None], params: Params, run: RunDocument
+        self,
+        settings: Settings,
+        figures: Sink,
+        tell: Callable[[str], None],
+        params: Params,
+        run: RunDocument,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`figures` takes what is known of an update, `tell` nanoGPT's line about it."""
+        """`figures` takes what is known of an update, `tell` nanoGPT's line about it; `now` is the time in seconds."""
         self._settings = settings
         self._figures, self._tell = figures, tell
         self._schedule = learning_rate_schedule(settings)
         self._flops_per_iter = flops_per_token(settings, params) * settings.tokens_per_iter
         self._peak_flops = peak_flops()
-        self._start = time.perf_counter() - run.seconds
-        self._pending: tuple[int, Metrics] | None = None
+        self._now = now
+        self._start = now() - run.seconds
+        self._apart = 0.0  # seconds that were no update's
+        self._told, self._updates = now(), 0  # when the update told of last was made, and how many were since
+        self._pending: tuple[int, Metrics, float | None] | None = None
         self.skipped = run.skipped
-        self.restart()
 
-    def restart(self) -> None:
-        """Start the clock of the time per iteration anew, after something that was not an update."""
-        self._clock, self._updates = time.perf_counter(), 0
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time counts for no update; all that were noted have been looked at when it begins."""
+        self.flush()
+        began = self._now()
+        yield
+        self._apart += self._now() - began
+
+    def _updating(self) -> float:
+        return self._now() - self._apart
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Note the metrics of update `step`, still on the device, and look at those of the update before."""
+        # Where Python runs ahead, an update is not made before it is looked at; where it does not, it has been made.
+        made = self._updating() if metrics["loss"].is_ready() else None
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, made)
 
     def flush(self) -> None:
         """Wait for the update noted last, and report it if it is due.
@@ -90,18 +108,19 @@ class StepLog:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, made), self._pending = self._pending, None
         self._updates += 1
         due = step % self._settings.log_interval == 0
         learning_rate = self.learning_rate(step) if due else None  # before a skipped update moves the schedule
         loss, grad_norm = (float(value) for value in jax.device_get((metrics["loss"], metrics["grad_norm"])))
+        made = self._updating() if made is None else made
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if not is_finite:
             self._note_nonfinite(step, loss, grad_norm)
         if not due:
             return
-        each = (time.perf_counter() - self._clock) / self._updates
-        self.restart()
+        each = (made - self._told) / self._updates
+        self._told, self._updates = made, 0
         mfu = None if self._peak_flops is None else self._flops_per_iter / each / self._peak_flops
         self._figures.write(
             step,
@@ -132,7 +151,7 @@ class StepLog:
 
     def seconds(self) -> float:
         """Time in training so far, in all the processes of the run."""
-        return round(time.perf_counter() - self._start, 3)
+        return round(self._now() - self._start, 3)
 
 
 def flops_per_token(settings: Settings, params: Params) -> float:

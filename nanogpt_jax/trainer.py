@@ -152,32 +152,32 @@ def _update_until_done(
 
         def save() -> None:
             """Save what stands behind `run.step` updates, all of which have been looked at; a bad state never."""
-            log.flush()
-            figures.sync()
-            if not is_finite((state.params, state.opt_state)):
-                raise RunFailed(
-                    f"iteration {run.step}: the parameters or moments are not finite, and are not saved; go on from "
-                    "the last checkpoint with --init_from=resume and a lower learning_rate"
-                )
-            checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
+            with log.paused():
+                figures.sync()
+                if not is_finite((state.params, state.opt_state)):
+                    raise RunFailed(
+                        f"iteration {run.step}: the parameters or moments are not finite, and are not saved; go on "
+                        "from the last checkpoint with --init_from=resume and a lower learning_rate"
+                    )
+                checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
 
         while True:
             step = run.step
             done = step >= settings.max_iters
             due = bool(settings.save_interval) and step % settings.save_interval == 0
             if not run.evaluated and (done or step % settings.eval_interval == 0):
-                log.flush()
-                losses = estimate_loss(eval_step, state.params, data, settings, step, mesh)
-                print(f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}", flush=True)
-                for split, loss in losses.items():
-                    figures.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
-                view.evaluated(state.params)
+                with log.paused():
+                    losses = estimate_loss(eval_step, state.params, data, settings, step, mesh)
+                    print(
+                        f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}", flush=True
+                    )
+                    for split, loss in losses.items():
+                        figures.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
+                    view.evaluated(state.params)
                 run, better = _evaluated(run, losses["val"], settings)
                 due = due or better or settings.always_save_checkpoint or done
-                log.restart()
             if due and step > 0:
                 save()
-                log.restart()
             checkpoints.check()
             if done or hosts.should_stop(step, received):
                 break
