@@ -26,7 +26,7 @@ from nanogpt_jax.dataset import TokenFile, open_tokens, random_batch
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.parity import LOSSES, Comparison, Ours, Row, Side, compare
-from nanogpt_jax.prepare import load_meta
+from nanogpt_jax.prepared import load_meta
 from nanogpt_jax.report import batch_in_words, model_in_words
 from nanogpt_jax.training import Batch
 

@@ -32,7 +32,7 @@ from nanogpt_jax.interop import (
 )
 from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, open_run, stored_settings, tokenizer_of
 from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.prepare import load_meta
+from nanogpt_jax.prepared import load_meta
 from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.sinks import METRICS_FILE
 from nanogpt_jax.telemetry import CONFIG_FILE, write_config

@@ -17,7 +17,7 @@ import numpy as np
 
 from nanogpt_jax import hosts, sharding
 from nanogpt_jax.errors import UserError, in_short
-from nanogpt_jax.prepare import load_tokenizer
+from nanogpt_jax.prepared import load_tokenizer
 from nanogpt_jax.sampling import SamplingConfig, generate
 from nanogpt_jax.sinks import Sink
 from nanogpt_jax.start import Start

@@ -25,7 +25,7 @@ from nanogpt_jax.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settin
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.interop import NanoGPTCheckpoint, read_hf_config, read_hf_params
 from nanogpt_jax.model import GPT, Bigram
-from nanogpt_jax.prepare import load_meta
+from nanogpt_jax.prepared import load_meta
 from nanogpt_jax.training import Params, init_params
 
 SHAPE = ("model", *(f.name for f in dataclasses.fields(GPTConfig) if f.name not in ("vocab_size", "dropout")))

@@ -26,7 +26,7 @@ from nanogpt_jax.config import (
 from nanogpt_jax.decoding_weights import QUANTIZE, decoding_weights
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import Weights, build_model, open_weights
-from nanogpt_jax.prepare import load_tokenizer
+from nanogpt_jax.prepared import load_tokenizer
 from nanogpt_jax.sampling import SamplingConfig
 from nanogpt_jax.telemetry import CONFIG_FILE
 from nanogpt_jax.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from nanogpt_jax import dataset, hosts, prepare, sharding
+from nanogpt_jax import dataset, hosts, prepare, prepared, sharding
 from nanogpt_jax.checkpoint import Checkpoint, RunDocument
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
@@ -99,7 +99,7 @@ def _open_data(settings: Settings) -> Data:
     folder = Path(settings.data_dir) / settings.dataset
     if settings.dataset in prepare.KNOWN:
         hosts.first_alone(lambda: _prepare_if_missing(settings.dataset, folder))
-    meta = prepare.load_meta(folder)
+    meta = prepared.load_meta(folder)
     splits = [
         dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
         for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))

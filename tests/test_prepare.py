@@ -18,9 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax import assets, cli, prepare, prepare_cli
+from nanogpt_jax import assets, cli, pieces, prepare, prepare_cli
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.prepare import load_meta, load_tokenizer, prepare_documents, prepare_text, recut
+from nanogpt_jax.pieces import recut
+from nanogpt_jax.prepare import prepare_documents, prepare_text
+from nanogpt_jax.prepared import load_meta, load_tokenizer
 from nanogpt_jax.sources import Documents
 from nanogpt_jax.tokenizer import BPETokenizer, GPT2Tokenizer
 
@@ -165,7 +167,7 @@ class TestText:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert peak < 8_000_000 + 6_000_000 * prepare.WORKERS, f"{peak:,} bytes at the peak for a file of {size:,}"
+        assert peak < 8_000_000 + 6_000_000 * pieces.WORKERS, f"{peak:,} bytes at the peak for a file of {size:,}"
 
 
 class TestFailures:
@@ -235,14 +237,14 @@ class TestFailures:
         assert decoded(folder) == PLAY + PLAY
 
     def test_a_file_that_grows_meanwhile(self, play: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        census = prepare._census
+        census = prepare.census
 
         def growing(chunks: Iterator[str]) -> object:
             counted = census(chunks)
             play.write_bytes(PLAY.encode() * 2)
             return counted
 
-        monkeypatch.setattr(prepare, "_census", growing)
+        monkeypatch.setattr(prepare, "census", growing)
         assert "try again" in refusal(prepare_text, [play], play.parent / "set")
         assert not (play.parent / "set").exists()
 
@@ -430,7 +432,7 @@ class TestCommands:
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(prepare, "_census", interrupted)
+        monkeypatch.setattr(prepare, "census", interrupted)
         assert run(prepare_cli.main, str(play), f"--data_dir={play.parent}")[0] == 130
 
     def test_openwebtext(self, few_ranks: None, run: Callable[..., tuple], tmp_path: Path) -> None:
