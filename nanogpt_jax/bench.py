@@ -23,7 +23,7 @@ from nanogpt_jax.bench_measure import Plan, measure_sampling, measure_training
 from nanogpt_jax.bench_report import sampling_tables, training_tables, write_plot
 from nanogpt_jax.bench_rounds import WorkerDied, ended_by_signals
 from nanogpt_jax.compare import open_data
-from nanogpt_jax.config import PRESETS, Settings, require_at_least, require_at_most, require_choice
+from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.decoding_weights import QUANTIZE
 from nanogpt_jax.errors import UserError
 
@@ -142,6 +142,7 @@ def plan_of(
     require_choice("quantize", quantize, QUANTIZE)
     rounds = DEFAULT_ROUNDS if own["rounds"] is None else own["rounds"]
     require_at_least("rounds", rounds, 1)
+    require_at_most("rounds", rounds, MAX_INT, "it is kept in 32 bits")
     seconds = DEFAULT_SECONDS if own["seconds"] is None else own["seconds"]
     if not 0 < seconds < math.inf:
         raise UserError(f"seconds={seconds} is not a time above 0; {DEFAULT_SECONDS} is usual")

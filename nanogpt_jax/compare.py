@@ -21,7 +21,7 @@ import numpy as np
 
 from nanogpt_jax import cli, interop, report
 from nanogpt_jax.accelerator import describe, use_accelerator
-from nanogpt_jax.config import PRESETS, Settings, require_at_least
+from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most
 from nanogpt_jax.dataset import TokenFile, open_tokens, random_batch
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import build_model
@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     base, explicit = cli.chosen(given)
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
+    require_at_most("steps", steps, MAX_INT, "it is kept in 32 bits")
     settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
     report.require_writable(json=own["json"], plot=own["plot"])
 

@@ -21,6 +21,7 @@ KERNELS = ("auto", "xla", "cudnn", "splash")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MAX_VOCAB_SIZE = 65_536  # token files hold uint16
 MAX_SEED = 2**32 - 1
+MAX_INT = 2**31 - 1  # counters on the devices are int32
 PLACEMENT = "devices"  # the group of settings that say where a run runs, and so are not part of what it is
 
 
@@ -60,6 +61,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
             require_at_least(name, getattr(self, name), 1)
+        require_32_bits(self)
         require_at_most("vocab_size", self.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
         if self.n_embd % self.n_head:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
@@ -157,6 +159,7 @@ class Settings:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             object.__setattr__(self, f.name, coerced(f.name, value, hints[f.name], f.metadata["choices"]))
+        require_32_bits(self)
         for name in ("eval_interval", "log_interval", "eval_iters", "batch_size", "gradient_accumulation_steps"):
             require_at_least(name, getattr(self, name), 1)
         if self.save_interval is not None:
@@ -172,7 +175,6 @@ class Settings:
                 raise UserError(
                     f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95"
                 )
-        require_at_most("seed", self.seed, MAX_SEED, "it is kept in 32 bits")
         if self.decay_lr and self.lr_decay_iters <= self.warmup_iters:
             raise UserError(
                 f"lr_decay_iters={self.lr_decay_iters} is not larger than warmup_iters={self.warmup_iters}; "
@@ -280,6 +282,13 @@ def require_at_most(name: str, value: float, most: float, why: str) -> None:
     """Raise `UserError` if setting `name` is above `most`, and say why that is the limit."""
     if value > most:
         raise UserError(f"{name}={value} is larger than {most} ({why}); choose at most {most}")
+
+
+def require_32_bits(settings: object) -> None:
+    """Raise `UserError` if a whole number among the fields of a dataclass is larger than what it is kept in."""
+    for name, value in vars(settings).items():
+        if type(value) is int:
+            require_at_most(name, value, MAX_SEED if name == "seed" else MAX_INT, "it is kept in 32 bits")
 
 
 def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -16,10 +16,9 @@ from nanogpt_jax import sampling
 from nanogpt_jax.config import (
     ACCELERATORS,
     DTYPES,
-    MAX_SEED,
     Settings,
+    require_32_bits,
     require_at_least,
-    require_at_most,
     require_choice,
     setting,
 )
@@ -53,7 +52,7 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         require_at_least("seed", self.seed, 0)
-        require_at_most("seed", self.seed, MAX_SEED, "it is kept in 32 bits")
+        require_32_bits(self)
         require_choice("accelerator", self.accelerator, ACCELERATORS)
         self.sampling_config(None)
 

@@ -1,6 +1,7 @@
 """Settings are valid or do not exist."""
 
 import dataclasses
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,17 @@ def test_what_is_out_of_range_is_named_with_its_value_and_the_limit(changes, mes
     with pytest.raises(UserError, match=message) as error:
         preset("shakespeare_char_cpu", **changes)
     assert "\n" not in str(error.value)
+
+
+NUMBERS = [name for name, hint in get_type_hints(Settings).items() if int in (hint, *get_args(hint))]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [2**32, 10**20])
+def test_a_number_beyond_its_32_bits_is_refused_whatever_it_is_of(name, value):
+    job = {"coordinator": "host:1", "num_processes": 2, "process_id": 1}
+    with pytest.raises(UserError, match=rf"^{name}={value} is larger than (2147483647|4294967295|65536) \(.*; choose"):
+        preset("shakespeare_char_cpu", **job | {name: value})
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
