@@ -1,7 +1,7 @@
-"""A small run that is killed at random instants and resumed until it is done, beside one that is left in peace.
+"""A small run that is killed at random instants and resumed again and again, beside one that is left in peace.
 
-This process imports JAX and never starts it: it forks a child for each life of the run, which spares the import, and
-the children start JAX. A child is a user's `train.py`, flags and all.
+How far the tortured run gets depends on the machine, and nothing else does: it has no end until its kills are done, is
+given one then, and the peaceful run has the same.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ import dataclasses
 import json
 import os
 import random
-import signal
-import sys
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from nanogpt_jax import cli, sampler, trainer  # noqa: F401 (imported before the children are forked)
+from nanogpt_jax import cli, hosts, orbax_files, sampler, trainer  # noqa: F401 (imported before children are forked)
 from nanogpt_jax.checkpoint import FOLDER, newest
 from nanogpt_jax.loading import build_model, open_run, stored_settings
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.training import abstract_state
 from tests.tiny import TINY, prepare_tiny
+from tests.torture.processes import LIMIT, Job, forked
 
 STEPS_A_LIFE = 12
+ENDLESS = 10**9  # updates, which no run ever makes
 OFTEN = ("--save_interval=5", "--always_save_checkpoint=False")
-LIMIT = 120  # seconds that a life may take; one that takes longer hangs
+JOB = ("--mesh=fsdp:2", "--connect_timeout=60")  # of several processes: each has half of the state, and writes it
+MINUTE = 60  # seconds after which a process must have ended by itself once another one of the job is gone
 
 
 @dataclasses.dataclass
@@ -41,22 +40,28 @@ class Report:
     kills: int = 0
     while_saving: int = 0
     while_starting: int = 0
+    of_one: int = 0  # kills of one process of several
+    left_behind: int = 0  # processes that did not end by themselves, with status 1 or 2, where another was killed
     lost_runs: int = 0  # a checkpoint was there before the kill, and none that restores after it
     lost_checkpoints: int = 0  # the newest after a kill is older than one seen before
     metrics: int = 0  # lines that are missing, double, out of order, or say something else
     bits: int = 0  # that differ in parameters and optimizer state
     texts: int = 0  # 1 if the samples differ
     progress: int = 0  # 1 if best loss, step or counts differ
+    updates: int = 0  # in the whole run
     seconds: float = 0.0
 
     def is_clean(self) -> bool:
-        return not any((self.lost_runs, self.lost_checkpoints, self.metrics, self.bits, self.texts, self.progress))
+        bad = (self.left_behind, self.lost_runs, self.lost_checkpoints, self.metrics, self.bits, self.texts)
+        return not any((*bad, self.progress))
 
     def table(self) -> str:
         rows = {
             "kills": self.kills,
             "of these while a checkpoint was being written": self.while_saving,
             "of these before the first update of a life": self.while_starting,
+            "of these of one process of several": self.of_one,
+            "processes that did not end by themselves after that": self.left_behind,
             "runs that did not resume": self.lost_runs,
             "finished checkpoints lost": self.lost_checkpoints,
             "lines of metrics.jsonl missing, doubled or different": self.metrics,
@@ -64,12 +69,12 @@ class Report:
             "sampled texts that differ": self.texts,
             "best-so-far and counts that differ": self.progress,
         }
-        lines = [f"| {name} | {value} |" for name, value in rows.items()]
-        return "\n".join(["| what | count |", "|---|---|", *lines, f"\n{self.seconds:.0f} s"])
+        lines = [f"| {name} | {value:,} |" for name, value in rows.items()]
+        return "\n".join(["| what | count |", "|---|---|", *lines, f"\n{self.updates:,} updates, {self.seconds:.0f} s"])
 
 
-def torture(folder: Path, kills: int, seed: int) -> Report:
-    """Train to the end with `kills` kills on the way, and without any, in `folder`; what came of it."""
+def torture(folder: Path, kills: int, seed: int, processes: int = 1) -> Report:
+    """Train in `processes` processes with `kills` kills on the way, and without any, in `folder`; what came of it."""
     started = time.monotonic()
     warnings.filterwarnings("ignore", message="os.fork.. was called")  # JAX is imported here, and not at work
     jax.config.update("jax_platforms", "cpu")
@@ -77,115 +82,71 @@ def torture(folder: Path, kills: int, seed: int) -> Report:
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    flags = [*TINY, *OFTEN, f"--data_dir={prepare_tiny(folder)}", f"--max_iters={20 + STEPS_A_LIFE * kills}"]
+    # Half of the kills of a job wait for the silence of one process to be noticed by the other: half a minute as users
+    # have it, and 1,000 kills should end on the same day.
+    hosts.BEAT, hosts.SILENCE = 0.5, 6.0
     peaceful, tortured, log = folder / "peaceful", folder / "tortured", folder / "log"
-    _finish(_train([*flags, f"--out_dir={peaceful}"], log), log)
-
+    flags = [*TINY, *OFTEN, f"--data_dir={prepare_tiny(folder)}"]
+    job = JOB if processes > 1 else ()
     report, draw = Report(), random.Random(seed)
     seen = -1
-    while True:
-        fresh = seen < 0
-        child = _train(
-            [*flags, f"--out_dir={tortured}"] if fresh else ["--init_from=resume", f"--out_dir={tortured}"], log
-        )
-        if report.kills == kills:
-            _finish(child, log)
-            break
-        status = _kill_somewhere(child, tortured, draw)
-        if status is not None:
-            report.lost_runs += 1
-            raise RuntimeError(f"a life ended by itself, with status {status}:\n{log.read_text()[-3000:]}")
+
+    def life(out_dir: Path, max_iters: int) -> Job:
+        begin = flags if seen < 0 or out_dir is peaceful else ["--init_from=resume"]
+        return Job([*begin, *job, f"--out_dir={out_dir}", f"--max_iters={max_iters}"], processes, log)
+
+    while report.kills < kills:
+        killed = life(tortured, ENDLESS)
+        victims = _victims(processes, draw)
+        _wait_for_an_instant(killed, tortured, draw)
+        killed.kill(victims)
         report.kills += 1
         report.while_saving += any(not path.name.isdigit() for path in _entries(tortured / FOLDER))
         report.while_starting += _steps_logged(tortured) <= max(seen, 0)
+        if len(victims) < processes:
+            report.of_one += 1
+            in_time = killed.finish(MINUTE)
+            others = [status for i, status in killed.statuses.items() if i not in victims]
+            if not in_time or not {*others} <= {1, 2}:
+                report.left_behind += len(others)
+                print(f"kill {report.kills}: the others ended with {others}:\n{killed.last_words()}", flush=True)
         found = newest(tortured)
         now = -1 if found is None else found.run.step
         report.lost_runs += now < 0 <= seen
         report.lost_checkpoints += now < seen
         seen = now
+        if report.kills % 50 == 0:
+            print(f"{report.kills} kills, {seen:,} updates, {time.monotonic() - started:.0f} s", flush=True)
+    report.updates = max(seen, 0) + STEPS_A_LIFE
+    for out_dir in (tortured, peaceful):
+        whole = life(out_dir, report.updates)
+        if not whole.finish(LIMIT, lambda out_dir=out_dir: _steps_logged(out_dir)) or any(whole.statuses.values()):
+            raise RuntimeError(f"{out_dir.name}, left in peace, ended with {whole.statuses}:\n{whole.last_words()}")
     _compare(peaceful, tortured, report)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _train(argv: list[str], log: Path) -> int:
-    """The process of a child that runs `train.py` with these arguments, and writes to `log`."""
-    sys.argv = ["train.py", *argv]
-    return _forked(lambda: cli.run(cli.train), log)
+def _victims(processes: int, draw: random.Random) -> list[int]:
+    """Whom to kill: all of them, or one of several, each half of the time."""
+    everyone = list(range(processes))
+    return everyone if processes == 1 or draw.random() < 0.5 else [draw.choice(everyone)]
 
 
-def _forked(command: Callable[[], int], log: Path, output: Path | None = None) -> int:
-    """The process of a child that writes to `log`, and to `output` what it prints if that is given."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    with contextlib.suppress(BaseException):
-        for standard, path in ((1, output or log), (2, log)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), standard)
-        try:
-            status = command()
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
-
-
-def _finish(child: int, log: Path) -> None:
-    for _ in _until(LIMIT):
-        if (status := _status(child)) is not None:
-            break
-    else:
-        os.kill(child, signal.SIGKILL)
-        status = "none at all"
-    if status != 0:
-        raise RuntimeError(f"a run that was left in peace ended with status {status}:\n{log.read_text()[-3000:]}")
-
-
-def _kill_somewhere(child: int, out_dir: Path, draw: random.Random) -> int | None:
-    """Kill a child at a random instant, most often while it saves; its status if it ended before that."""
+def _wait_for_an_instant(job: Job, out_dir: Path, draw: random.Random) -> None:
+    """Return at a random instant in the life of a job, most often while it saves."""
     kind = draw.random()
     if kind < 0.15:  # anywhere from its first instruction on, starting and resuming included
         deadline = time.monotonic() + draw.uniform(0, 2.0)
-        status = _wait(child, lambda: time.monotonic() > deadline)
-    else:
-        begun, steps = _steps_logged(out_dir), draw.randint(1, 2 * STEPS_A_LIFE)
-        status = _wait(child, lambda: _steps_logged(out_dir) != begun)  # it drops, and then grows
-        low = _steps_logged(out_dir)
-        if status is None:
-            status = _wait(child, lambda: _steps_logged(out_dir) >= low + steps)
-        if status is None and kind < 0.75:  # once a save has begun, somewhere in it or just after
-            status = _wait(child, lambda: any(not path.name.isdigit() for path in _entries(out_dir / FOLDER)))
-            time.sleep(draw.uniform(0, 0.03))
-    if status is None:
-        os.kill(child, signal.SIGKILL)
-        _, raw = os.waitpid(child, 0)
-        ended = os.waitstatus_to_exitcode(raw)
-        status = None if ended == -signal.SIGKILL else ended
-    return status
-
-
-def _wait(child: int, happened: Callable[[], bool]) -> int | None:
-    """Return None once something has happened, or else the status of the child if it ends before."""
-    for _ in _until(LIMIT):
-        if (status := _status(child)) is not None:
-            return status
-        if happened():
-            return None
-    raise RuntimeError(f"a life took longer than {LIMIT} s")
-
-
-def _until(seconds: float) -> Iterator[None]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        yield
-        time.sleep(0.0005)
-
-
-def _status(child: int) -> int | None:
-    ended, raw = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(raw) if ended else None
+        job.wait(lambda: time.monotonic() > deadline)
+        return
+    begun, steps = _steps_logged(out_dir), draw.randint(1, 2 * STEPS_A_LIFE)
+    job.wait(lambda: _steps_logged(out_dir) != begun)  # it drops, and then grows
+    low = _steps_logged(out_dir)
+    job.wait(lambda: _steps_logged(out_dir) >= low + steps)
+    if kind < 0.75:  # once a save has begun, somewhere in it or just after
+        job.wait(lambda: any(not path.name.isdigit() for path in _entries(out_dir / FOLDER)))
+        time.sleep(draw.uniform(0, 0.03))
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -223,8 +184,10 @@ def _told(run: Path) -> list[dict]:
 
 def _sample(run: Path) -> str:
     log, text = run / "sample.log", run / "sample.txt"
-    sys.argv = ["sample.py", f"--out_dir={run}", "--num_samples=2", "--max_new_tokens=100", "--start=to be"]
-    _finish(_forked(lambda: cli.run(cli.sample), log, text), log)
+    argv = [f"--out_dir={run}", "--num_samples=2", "--max_new_tokens=100", "--start=to be"]
+    _, raw = os.waitpid(forked(cli.sample, argv, log, text), 0)
+    if raw:
+        raise RuntimeError(f"{run} cannot be sampled:\n{log.read_text()[-3000:]}")
     return text.read_text()
 
 
