@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nanogpt_jax import cli, interop, report
+from nanogpt_jax import cli, report
 from nanogpt_jax.bench_measure import Plan, measure_sampling, measure_training
 from nanogpt_jax.bench_report import sampling_tables, training_tables, write_plot
 from nanogpt_jax.bench_rounds import WorkerDied, ended_by_signals
@@ -26,6 +26,8 @@ from nanogpt_jax.compare import open_data
 from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.decoding_weights import QUANTIZE
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.hf_format import hf_config_of
+from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
 
 FAILED = 1  # exit status
 TASKS = ("train", "sample", "all", "growth")
@@ -166,9 +168,9 @@ def plan_of(
         for name, value in adapted.items():
             if getattr(settings, name) != value:
                 raise UserError(f"{name}={getattr(settings, name)} is not what Hugging Face's GPT-2 has; leave it out")
-        model_args = interop.hf_config_of(config)
+        model_args = hf_config_of(config)
     elif against == "torch":
-        model_args = interop.nanogpt_model_args_of(config)
+        model_args = nanogpt_model_args_of(config)
     room = settings.block_size - 1  # a text starts from one token
     tokens = min(room, _LONGEST_TEXT) if own["max_new_tokens"] is None else own["max_new_tokens"]
     require_at_least("max_new_tokens", tokens, 1)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nanogpt_jax import cli, interop, report
+from nanogpt_jax import cli, report
 from nanogpt_jax.accelerator import describe, use_accelerator
 from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most
 from nanogpt_jax.dataset import TokenFile, open_tokens, random_batch
@@ -28,6 +28,7 @@ from nanogpt_jax.loading import build_model
 from nanogpt_jax.parity import LOSSES, Comparison, Ours, Row, Side, compare
 from nanogpt_jax.prepared import load_meta
 from nanogpt_jax.report import batch_in_words, model_in_words
+from nanogpt_jax.state_dicts import require_expressible
 from nanogpt_jax.training import Batch
 
 MISSED = 1  # exit status
@@ -124,7 +125,7 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
     for name, value in needed.items():
         if (found := getattr(settings, name)) != value:
             raise UserError(f"{name}={found} cannot be compared with {program}; add --{name}={value}")
-    interop.require_expressible(config, "hf" if reference == "hf" else "nanogpt")
+    require_expressible(config, "hf" if reference == "hf" else "nanogpt")
     changes = [f"{name}={value}" for name, value in adapted.items() if getattr(plain, name) != getattr(settings, name)]
     return settings, f"{', '.join(changes)} to agree with {program}" if changes else ""
 

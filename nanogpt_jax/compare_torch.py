@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt_jax import interop
 from nanogpt_jax.config import GPTConfig, Settings
+from nanogpt_jax.hf_format import hf_config_of
+from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.parity import micro_batches
+from nanogpt_jax.state_dicts import params_of, state_dict_of
 from nanogpt_jax.torch_training import adamw, learning_rate, nanogpt_model
 from nanogpt_jax.training import Batch, Params
 
@@ -116,7 +118,7 @@ def hugging_face(config: GPTConfig, settings: Settings) -> TorchSide:
     """`transformers.GPT2LMHeadModel`, built from a config: nothing is downloaded."""
     import transformers
 
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(interop.hf_config_of(config)))
+    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(hf_config_of(config)))
 
     def forward(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = module(tokens, use_cache=False).logits
@@ -127,8 +129,8 @@ def hugging_face(config: GPTConfig, settings: Settings) -> TorchSide:
         module,
         forward,
         adamw(module, settings),
-        lambda params: interop.state_dict_of(params, config, "hf"),
-        lambda state_dict: interop.params_of(state_dict, config, "hf"),
+        lambda params: state_dict_of(params, config, "hf"),
+        lambda state_dict: params_of(state_dict, config, "hf"),
         settings,
     )
 
@@ -138,14 +140,14 @@ def nanogpt(checkout: Path, config: GPTConfig, settings: Settings) -> TorchSide:
 
     As `torch_training.nanogpt_model`.
     """
-    model_args = interop.nanogpt_model_args_of(config)
+    model_args = nanogpt_model_args_of(config)
     module, optimizer = nanogpt_model(checkout, model_args, settings, "cpu")
     return TorchSide(
         f"nanoGPT in {checkout} (torch {torch.__version__})",
         module,
         module,
         optimizer,
-        lambda params: interop.state_dict_of(params, config, "nanogpt"),
-        lambda state_dict: interop.params_of(state_dict, config, "nanogpt"),
+        lambda params: state_dict_of(params, config, "nanogpt"),
+        lambda state_dict: params_of(state_dict, config, "nanogpt"),
         settings,
     )

@@ -20,17 +20,9 @@ from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.checkpoint import FOLDER, RunDocument
 from nanogpt_jax.config import PRETRAINED, Settings, require_choice
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.interop import (
-    NanoGPTCheckpoint,
-    Snapshot,
-    moments_of,
-    read_hf_config,
-    read_hf_params,
-    with_moments,
-    write_hf,
-    write_nanogpt,
-)
+from nanogpt_jax.hf_format import read_hf_config, read_hf_params, write_hf
 from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, open_run, stored_settings, tokenizer_of
+from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepared import load_meta
 from nanogpt_jax.saving import CheckpointWriter

@@ -1,6 +1,7 @@
 """Where weights come from: a run's folder, a nanoGPT `ckpt.pt`, a Hugging Face GPT-2 folder, or a GPT-2 by its name.
 
-What the files of other programs hold is `interop.py`'s to say; here they are told apart, and nothing is written.
+What the files of other programs hold is said by `nanogpt_format.py` and `hf_format.py`; here they are told apart, and
+nothing is written.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from nanogpt_jax.attention import choose_kernel
 from nanogpt_jax.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
 from nanogpt_jax.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.interop import NanoGPTCheckpoint, read_hf_config, read_hf_params
+from nanogpt_jax.hf_format import read_hf_config, read_hf_params
 from nanogpt_jax.model import GPT, Bigram
+from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint
 from nanogpt_jax.prepared import load_meta
 from nanogpt_jax.training import Params, init_params
 

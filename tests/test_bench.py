@@ -14,7 +14,7 @@ import jax
 import pytest
 import torch
 
-from nanogpt_jax import bench, bench_growth, bench_limits, bench_torch, interop
+from nanogpt_jax import bench, bench_growth, bench_limits, bench_torch
 from nanogpt_jax.bench_measure import Case, Limit, Result, SideResult, Start
 from nanogpt_jax.bench_report import training_tables
 from nanogpt_jax.bench_rounds import Worker, WorkerDied
@@ -22,7 +22,9 @@ from nanogpt_jax.bench_worker import Unavailable
 from nanogpt_jax.config import GPTConfig, preset
 from nanogpt_jax.decoding_weights import decoding_weights
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.hf_format import hf_config_of
 from nanogpt_jax.model import GPT
+from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.telemetry import flops_per_token
 from nanogpt_jax.training import init_params
 
@@ -225,7 +227,7 @@ def spec_of(program, folder):
         "settings": vars(settings),
         "program": "hf" if hf else "torch",
         "reference": str(folder) if program == "nanogpt" else None,
-        "model_args": (interop.hf_config_of if hf else interop.nanogpt_model_args_of)(settings.gpt_config(65)),
+        "model_args": (hf_config_of if hf else nanogpt_model_args_of)(settings.gpt_config(65)),
         "tokens": None,
         "vocab_size": 65,
         "platform": "cpu",
@@ -259,7 +261,7 @@ def test_a_machine_that_cannot_compile_is_no_failure(monkeypatch, tmp_path):
 
 def test_the_plain_model_of_pytorch_is_the_one_that_is_measured():
     config = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=False)
-    module = bench_torch.PlainGPT(**interop.nanogpt_model_args_of(config))
+    module = bench_torch.PlainGPT(**nanogpt_model_args_of(config))
     ours = sum(p.size for p in jax.tree.leaves(init_params(GPT(config), 0)))
     assert sum(p.numel() for p in module.parameters()) == ours
     tokens = torch.arange(8)[None]

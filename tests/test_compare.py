@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt_jax import compare, interop
+from nanogpt_jax import compare, hf_format
 from nanogpt_jax.config import preset
 from nanogpt_jax.dataset import random_batch
 from nanogpt_jax.errors import UserError
@@ -144,7 +144,7 @@ def test_what_is_wrong_is_found(spoil, options, quantity):
 
 
 def test_a_missed_tolerance_is_exit_status_1(command, monkeypatch):
-    monkeypatch.setattr(interop, "LAYER_NORM_EPSILON", 1e-3)
+    monkeypatch.setattr(hf_format, "LAYER_NORM_EPSILON", 1e-3)
     status, out = command("--steps=1")
     assert status == 1
     assert "tolerances MISSED" in out and "| MISSED" in out

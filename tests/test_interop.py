@@ -20,14 +20,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax import convert, interop, loading, trainer
+from nanogpt_jax import convert, hf_format, loading, nanogpt_format, trainer
 from nanogpt_jax.config import GPTConfig, Settings
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.interop import HEAD, TABLE, NanoGPTCheckpoint, params_of, state_dict_of
 from nanogpt_jax.model import GPT
+from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint, moments_of, nanogpt_model_args_of, with_moments
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepare import prepare_text
 from nanogpt_jax.sampler import SampleSettings, sample_text
+from nanogpt_jax.state_dicts import HEAD, TABLE, params_of, state_dict_of
 from nanogpt_jax.training import abstract_state, init_params
 
 torch = pytest.importorskip("torch")
@@ -82,18 +83,18 @@ class TestMapping:
     def test_there_and_back_is_exact(self, config: GPTConfig) -> None:
         params = random_params(config)
         assert_same_bits(params_of(state_dict_of(params, config, "hf"), config, "hf"), params)
-        told = interop.gpt_config_of_hf(json.loads(json.dumps(interop.hf_config_of(config))))
+        told = hf_format.gpt_config_of_hf(json.loads(json.dumps(hf_format.hf_config_of(config))))
         assert told == dataclasses.replace(config, bias=True, qkv_bias=None)
 
         plain = dataclasses.replace(config, activation="gelu", tie_word_embeddings=True, qkv_bias=None)
         params = random_params(plain)
         assert_same_bits(params_of(state_dict_of(params, plain, "nanogpt"), plain, "nanogpt"), params)
-        assert interop.gpt_config_of_nanogpt(interop.nanogpt_model_args_of(plain)) == plain
+        assert nanogpt_format.gpt_config_of_nanogpt(nanogpt_model_args_of(plain)) == plain
 
     def test_names_order_and_axes_are_those_of_pytorch(self) -> None:
         config = dataclasses.replace(GPT2, activation="gelu", n_layer=11)  # the tenth comes after the second
         params = random_params(config)
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**interop.hf_config_of(config))).state_dict()
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**hf_format.hf_config_of(config))).state_dict()
         hf, nanogpt = (state_dict_of(params, config, layout) for layout in ("hf", "nanogpt"))
         assert [(name, value.shape) for name, value in hf.items()] == [(n, tuple(v.shape)) for n, v in theirs.items()]
         assert list(nanogpt) == list(hf)
@@ -162,7 +163,7 @@ class TestMapping:
     def test_what_the_other_cannot_express_is_refused(self, layout: Any, changes: Any, message: str) -> None:
         config = dataclasses.replace(NANOGPT, **changes)
         assert message in refusal(state_dict_of, random_params(config), config, layout)
-        assert message in refusal(interop.hf_config_of if layout == "hf" else interop.nanogpt_model_args_of, config)
+        assert message in refusal(hf_format.hf_config_of if layout == "hf" else nanogpt_model_args_of, config)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -178,18 +179,18 @@ class TestMapping:
         ],
     )  # fmt: skip
     def test_other_settings_of_hugging_face_are_refused(self, changes: Any, message: str) -> None:
-        assert message in refusal(interop.gpt_config_of_hf, interop.hf_config_of(GPT2) | changes)
+        assert message in refusal(hf_format.gpt_config_of_hf, hf_format.hf_config_of(GPT2) | changes)
 
     @pytest.mark.parametrize("args", [{"rope": True}, {"n_layer": "2"}, {"n_layer": 0}, [1]])
     def test_other_model_args_are_refused(self, args: Any) -> None:
-        refusal(interop.gpt_config_of_nanogpt, args)
+        refusal(nanogpt_format.gpt_config_of_nanogpt, args)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A random GPT-2 of Hugging Face's, saved by `save_pretrained` in a folder of its own."""
     torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**interop.hf_config_of(GPT2))).eval()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**hf_format.hf_config_of(GPT2))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -234,11 +235,11 @@ class TestHuggingFace:
     @pytest.mark.parametrize("config", [NANOGPT, GPT2, dataclasses.replace(GPT2, tie_word_embeddings=False)])
     def test_our_model_gives_our_logits_there(self, config: GPTConfig, tmp_path: Path) -> None:
         params = random_params(config)
-        interop.write_hf(tmp_path, config, params)
+        hf_format.write_hf(tmp_path, config, params)
         model, told = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(told.values())
         np.testing.assert_allclose(logits_of(model.eval(), TOKENS), apply(GPT(config), params), atol=1e-4)
-        assert_same_bits(interop.read_hf_params(tmp_path, config), params)
+        assert_same_bits(hf_format.read_hf_params(tmp_path, config), params)
         assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0o077 & 0o666 & ~umask()}
 
     @pytest.mark.parametrize("kind", ["sharded safetensors", "bin", "sharded bin", "half"])
@@ -256,18 +257,18 @@ class TestHuggingFace:
             shutil.copy(folder / "config.json", tmp_path)
             save_bin(model, tmp_path, shards=1 if kind == "bin" else 3)
         assert loading.is_hf_folder(tmp_path)
-        assert_same_bits(interop.read_hf_params(tmp_path, GPT2), expected)
+        assert_same_bits(hf_format.read_hf_params(tmp_path, GPT2), expected)
 
     @pytest.mark.parametrize("place", ["../secret.bin", "/etc/passwd", "..", 7])
     def test_an_index_cannot_lead_out_of_its_folder(self, place: Any, tmp_path: Path) -> None:
         index = tmp_path / "pytorch_model.bin.index.json"
         index.write_text(json.dumps({"weight_map": {TABLE: place}}))
-        assert str(index) in refusal(interop.read_hf_params, tmp_path, GPT2)
+        assert str(index) in refusal(hf_format.read_hf_params, tmp_path, GPT2)
 
     def test_a_missing_shard_is_named(self, theirs: Any, tmp_path: Path) -> None:
         save_bin(theirs[0], tmp_path, shards=3)
         (tmp_path / "pytorch_model-00002-of-00003.bin").unlink()
-        assert "pytorch_model-00002-of-00003.bin is missing" in refusal(interop.read_hf_params, tmp_path, GPT2)
+        assert "pytorch_model-00002-of-00003.bin is missing" in refusal(hf_format.read_hf_params, tmp_path, GPT2)
 
     @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
     def test_truncated_files_are_named(self, theirs: Any, name: str, tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ class TestNanoGPT:
         state, gradient = state_of(lab.run), random_params(NANOGPT, seed=1)
         tx = make_optimizer(dataclasses.replace(lab.settings, grad_clip=0.0, decay_lr=False))
         # Without a schedule the chain has one counter less; AdamW's moments fit all the same.
-        opt_state = interop.with_moments(tx.init(state.params), interop.moments_of(state.opt_state), step=3)
+        opt_state = with_moments(tx.init(state.params), moments_of(state.opt_state), step=3)
         updates, _ = jax.jit(tx.update)(gradient, opt_state, state.params)
         for name, value in state_dict_of(gradient, NANOGPT, "nanogpt").items():
             document["model"][name].grad = torch.tensor(value)
@@ -405,7 +406,7 @@ class TestNanoGPT:
         assert f"does not say what its {VOCABULARY} tokens are" in message and "--tokenizer=PATH" in message
         assert convert.main([str(tmp_path / "old.pt"), str(tmp_path / "run"), tokenizer]) == 0
         state = state_of(tmp_path / "run")
-        assert int(state.step) == 0 and interop.moments_of(state.opt_state).count == 0
+        assert int(state.step) == 0 and moments_of(state.opt_state).count == 0
 
     def test_it_evaluates_to_the_loss_that_pytorch_gives(self, lab: Lab, ckpt: Path, tmp_path: Path) -> None:
         convert.main([str(ckpt), str(tmp_path / "hf"), "--to=hf"])
