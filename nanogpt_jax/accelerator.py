@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -10,10 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from nanogpt_jax.assets import cache_folder
-from nanogpt_jax.errors import UserError
+from nanogpt_jax.errors import UserError, in_short
 
 _M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
-_INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'", "cpu": "pip install -e ."}
+_INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
+_SUPPORT = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin"), "tpu": ("libtpu",)}  # packages
+_LOOK = {
+    "gpu": "nvidia-smi must list a GPU, under a driver as new as this CUDA asks for",
+    "tpu": "this must be a TPU's machine, and no other process may hold it",
+}
+_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # of the environment, by which JAX is told where to run
 
 # Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
 _PEAK_FLOPS = {
@@ -33,10 +42,12 @@ def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> s
     """Make JAX run on `requested` (auto, cpu, gpu or tpu) and return which of cpu, gpu and tpu that is.
 
     `join` is called when all is set but no device has been looked for: to join other processes. Must be called
-    before the first array is made. Raises `UserError` with the line that installs what is missing.
+    before the first array is made. Raises `UserError` that says what is missing: its support, the device, or the right
+    name in the environment's JAX_PLATFORMS.
     """
-    if requested == "cpu":
-        jax.config.update("jax_platforms", "cpu")  # else JAX takes the fastest kind it finds
+    if requested == "cpu":  # else JAX takes the fastest kind it finds, or what the environment names
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_platform_name", "cpu")
     # On the CPU a program that runs ahead of Python takes one thread of the pool for itself and leaves its matrix
     # products the rest: with two cores, half the speed for nothing, as the host has next to nothing else to do.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -44,13 +55,38 @@ def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> s
     _remember_compiled_programs()
     if join is not None:
         join()
-    found = jax.default_backend()
+    found = _found()
     if requested not in ("auto", found):
-        raise UserError(
-            f"accelerator={requested} is not there (JAX finds {found} only); install its support with "
-            f"{_INSTALL[requested]}, or use --accelerator=cpu"
-        )
+        raise UserError(f"accelerator={requested} is not there{_why_not(requested, found)}, or use --accelerator=cpu")
     return found
+
+
+def _found() -> str:
+    """The kind of device that JAX runs on. Raises `UserError` where the environment names one that is not there."""
+    try:
+        return jax.default_backend()
+    except Exception as error:  # RuntimeError, and a bare AssertionError where CUDA's support is not installed
+        named = _named_in_environment()
+        if not named:
+            raise UserError(f"JAX finds no device to run on ({in_short(error)}); use --accelerator=cpu") from error
+        raise UserError(
+            f"{named} in the environment names a device that JAX does not find here; correct it (cpu, cuda, tpu), "
+            "unset it, or use --accelerator=cpu"
+        ) from error
+
+
+def _why_not(requested: str, found: str) -> str:
+    named = _named_in_environment()
+    if named:
+        return f": {named} in the environment leaves JAX {found} only; unset it"
+    if any(importlib.util.find_spec(package) for package in _SUPPORT[requested]):
+        return f": its support is installed, but JAX finds {found} only; {_LOOK[requested]}"
+    return f" (JAX finds {found} only); install its support with {_INSTALL[requested]}"
+
+
+def _named_in_environment() -> str:
+    """The variables that tell JAX where to run, as they are set: ``JAX_PLATFORMS=cuda``; none: an empty text."""
+    return " and ".join(f"{name}={shlex.quote(os.environ[name])}" for name in _VARIABLES if os.environ.get(name))
 
 
 def _remember_compiled_programs() -> None:
