@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+from nanogpt_jax.commands import pasteable
 from nanogpt_jax.config import ACCELERATORS, DTYPES, PLACEMENT_SETTINGS, PRESETS, Settings, preset, require_choice
 from nanogpt_jax.errors import RunFailed, UserError
 
@@ -33,7 +34,7 @@ Train a GPT.
   python train.py                           the model that suits this machine, on Tiny Shakespeare
   python train.py gpt_dev --max_iters=1000  a preset, with a setting changed
   python train.py mine.toml                 settings from a file: lines of name = value, and preset = "..." to build on
-  python train.py --init_from=resume        go on with the run in out_dir
+  python train.py --init_from=resume        go on with the newest run in ./out*, or the one that out_dir names
 
 presets: {presets}"""
 
@@ -136,23 +137,47 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _train(base: Mapping[str, Any] | None, explicit: dict[str, Any], platform: str) -> int:
-    if base is None:
-        named = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
-        print(f"no preset named: taking {named}, which suits a {platform.upper()}")
-        base = PRESETS[named]
-    settings = Settings(**{**base, **explicit})
-
     from nanogpt_jax import trainer
     from nanogpt_jax.faults import Stopped
 
+    settings = Settings(**_resolved(base, explicit, platform))
+    out_dir = settings.out_dir
     try:
         trainer.train(settings, explicit)
     except Stopped as stopped:
-        again = f"--init_from=resume --out_dir={settings.out_dir}"
+        again = pasteable("train.py", init_from="resume", out_dir=out_dir)
         heard = sys.stderr if stopped.number == signal.SIGPIPE else sys.stdout
-        print(f"stopped and saved; go on with: python train.py {again}", file=heard, flush=True)
+        print(f"stopped and saved; go on with: {again}", file=heard, flush=True)
         return 128 + stopped.number
+    if not settings.eval_only:
+        print(f"the run is in {out_dir}; text by it: {pasteable('sample.py', out_dir=out_dir)}", flush=True)
     return OK
+
+
+def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platform: str) -> dict[str, Any]:
+    """All that is asked for by the preset `base`, or the one that suits `platform`, and the settings given one by one.
+
+    Says what they do not: which preset was taken, and for what; which run it is that goes on.
+    """
+    from nanogpt_jax.run_folder import newest_run, usual_out_dir
+
+    usual = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
+    named = next((name for name, settings in PRESETS.items() if settings is base), None)
+    base_or_usual = PRESETS[usual] if base is None else base
+    asked = {**base_or_usual, "out_dir": usual_out_dir(base_or_usual, explicit.get("dataset")), **explicit}
+    weights = asked.get("init_from", "scratch")
+    if weights == "resume":
+        if base is None and not {"out_dir", "dataset"} & explicit.keys():
+            asked["out_dir"] = newest_run()
+            print(f"out_dir: {asked['out_dir']}, the newest run here")
+        if named is not None:
+            of_it = "nothing" if "out_dir" in explicit else "the name of its folder"
+            print(f"going on with the run in {asked['out_dir']} by its own settings; of {named}, {of_it} is taken")
+    elif base is None and weights == "scratch":
+        print(f"no preset named: taking {usual}, which suits a {platform.upper()}")
+    elif base is None and not asked.get("eval_only"):
+        print(f"no preset named: training as {usual} does, which suits a {platform.upper()}; the model is {weights}'s")
+    return asked
 
 
 def sample(argv: Sequence[str]) -> int:

@@ -95,7 +95,7 @@ class Settings:
     """
 
     # fmt: off
-    out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png")
+    out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png; where none is given, the preset's, with the data set's name after it if that is not the preset's own")
     init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face GPT-2 folder")
     eval_interval: int = setting(2000, "run", "iterations between two evaluations")
     log_interval: int = setting(1, "run", "iterations between two lines of training loss")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from nanogpt_jax.commands import pasteable
 from nanogpt_jax.errors import in_short
 from nanogpt_jax.report import ALARM, OURS, THEIRS, THIRD, write_figure
 from nanogpt_jax.sinks import read_metrics
@@ -106,7 +107,7 @@ def leave_figure(out_dir: Path) -> None:
         if len(run.val.steps) > 1:  # a curve has two ends
             write_figure(out_dir / FIGURE_FILE, loss_figure([run]))
     except Exception as error:  # of a library that draws, on whatever machine
-        again = f"python -m nanogpt_jax.plot {out_dir}"
+        again = pasteable("nanogpt_jax.plot", out_dir)
         print(f"{out_dir / FIGURE_FILE} could not be drawn ({in_short(error)}); to try again: {again}", file=sys.stderr)
 
 

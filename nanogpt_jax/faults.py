@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,15 +17,11 @@ from typing import Any, TextIO
 import jax
 from filelock import FileLock, Timeout
 
-from nanogpt_jax.checkpoint import FOLDER
 from nanogpt_jax.config import Settings
-from nanogpt_jax.curves import FIGURE_FILE
 from nanogpt_jax.errors import RunFailed, UserError
-from nanogpt_jax.sinks import METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER
-from nanogpt_jax.telemetry import CONFIG_FILE
+from nanogpt_jax.resume import how_to_go_on
 
 _LOCK = ".lock"
-_OF_A_RUN = (FOLDER, METRICS_FILE, CONFIG_FILE, "damaged", TENSORBOARD_FOLDER, WANDB_FOLDER, FIGURE_FILE)
 
 
 class Stopped(Exception):
@@ -122,8 +117,8 @@ def in_one_line(settings: Settings) -> Iterator[None]:
         raise
     except OSError as error:
         raise RunFailed(
-            f"the run in {settings.out_dir} could not write ({error.strerror or error}); its last checkpoint is whole: "
-            "make room, then go on with --init_from=resume"
+            f"the run in {settings.out_dir} could not go on ({error.strerror or error}); mend that, then "
+            + how_to_go_on(Path(settings.out_dir))
         ) from error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
@@ -133,19 +128,3 @@ def in_one_line(settings: Settings) -> Iterator[None]:
 
 
 _SIZES = ("batch_size", "block_size", "n_layer", "n_embd")
-
-
-def set_previous_run_aside(out_dir: Path) -> None:
-    """Move what an earlier run left in `out_dir` to `out_dir/previous`, so that starting over loses nothing at once.
-
-    The run in `previous` goes once all of the later one has been moved beside it; a move that was cut short goes on.
-    """
-    there = [out_dir / name for name in _OF_A_RUN if (out_dir / name).exists()]
-    moving, aside = out_dir / "previous.moving", out_dir / "previous"
-    if there or moving.exists():
-        moving.mkdir(exist_ok=True)
-        for path in there:
-            path.rename(moving / path.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        moving.rename(aside)
-        print(f"{out_dir} held a run: it is in {aside} now", flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -183,5 +184,6 @@ def _found(checkpoint: Checkpoint | None, out_dir: Path) -> Checkpoint:
     if (out_dir / FOLDER).is_dir():
         raise UserError(f"{out_dir / FOLDER} holds no finished checkpoint; train again, or name another folder")
     if (out_dir / "ckpt.pt").is_file():
-        raise UserError(f"{out_dir} holds no run but nanoGPT's ckpt.pt; name that: --init_from={out_dir / 'ckpt.pt'}")
+        flag = shlex.quote(f"--init_from={out_dir / 'ckpt.pt'}")
+        raise UserError(f"{out_dir} holds no run but nanoGPT's ckpt.pt; name that: {flag}")
     raise UserError(f"{out_dir} holds no run (there is no {out_dir / FOLDER}); train one there, or name another")

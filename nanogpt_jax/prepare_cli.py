@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanogpt_jax.cli import Parser
+from nanogpt_jax.commands import to_train_on
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.prepare import KNOWN, Summary, prepare_documents, prepare_text
 from nanogpt_jax.sources import Documents
@@ -30,8 +31,7 @@ def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     _require_name(name)
     folder, shard_tokens = given["data_dir"] / name, given["shard_tokens"]
     return _report(
-        prepare_text(given["files"], folder, given["tokenizer"], given["val_fraction"], shard_tokens=shard_tokens),
-        data_dir,
+        prepare_text(given["files"], folder, given["tokenizer"], given["val_fraction"], shard_tokens=shard_tokens)
     )
 
 
@@ -42,7 +42,7 @@ def main_known(name: str, argv: Sequence[str], data_dir: Path = Path("data")) ->
     parser.add_argument(
         "--data_dir", default=data_dir, type=Path, metavar="DIR", help=f"the data set goes to DIR/{name} (data)"
     )
-    return _report(KNOWN[name](parser.parse(argv)["data_dir"] / name), data_dir)
+    return _report(KNOWN[name](parser.parse(argv)["data_dir"] / name))
 
 
 def main_openwebtext(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
@@ -69,7 +69,7 @@ def main_openwebtext(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     documents = Documents(tuple(given["files"]), given["num_docs"])
     folder = given["data_dir"] / "openwebtext"
     options = (given["tokenizer"], given["val_fraction"], given["seed"])
-    return _report(prepare_documents(documents, folder, *options, shard_tokens=given["shard_tokens"]), data_dir)
+    return _report(prepare_documents(documents, folder, *options, shard_tokens=given["shard_tokens"]))
 
 
 def _add_shard_tokens(parser: Parser) -> None:
@@ -78,9 +78,8 @@ def _add_shard_tokens(parser: Parser) -> None:
     )
 
 
-def _report(summary: Summary, data_dir: Path) -> int:
-    where = "" if summary.folder.parent == data_dir else f" --data_dir={summary.folder.parent}"
-    print(f"{summary}\ntrain on it with: python train.py --dataset={summary.folder.name}{where}")
+def _report(summary: Summary) -> int:
+    print(f"{summary}\ntrain on it with: {to_train_on(summary.folder)}")
     return 0
 
 

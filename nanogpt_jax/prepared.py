@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_jax import assets
+from nanogpt_jax.commands import to_prepare
 from nanogpt_jax.errors import UserError, in_short
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.pieces import Split
@@ -56,14 +57,14 @@ def load_meta(folder: Path) -> Meta:
         if (folder / "meta.pkl").exists():
             raise UserError(
                 f"{folder} has meta.pkl and no meta.json; a pickle can run code and is not read here, "
-                f"prepare the data set anew: {_command_for(folder)}"
+                f"prepare the data set anew: {to_prepare(folder)}"
             ) from None
-        raise UserError(f"{folder} is not a prepared data set (no meta.json); run: {_command_for(folder)}") from None
+        raise UserError(f"{folder} is not a prepared data set (no meta.json); run: {to_prepare(folder)}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check who may read it") from error
 
     def refuse(what: str) -> UserError:
-        return UserError(f"{path} {what}; prepare the data set again: {_command_for(folder)}")
+        return UserError(f"{path} {what}; prepare the data set again: {to_prepare(folder)}")
 
     if len(data) > LARGEST_META:
         raise refuse(f"is larger than {LARGEST_META:,} bytes")
@@ -162,10 +163,3 @@ def _are_names(names: Any) -> bool:
         and bool(names)
         and all(isinstance(name, str) and name.endswith(".bin") and Path(name).name == name for name in names)
     )
-
-
-def _command_for(folder: Path) -> str:
-    """The command that prepares the data set which belongs in `folder`."""
-    own_script = folder.name in OWN_SCRIPTS
-    command = f"data/{folder.name}/prepare.py" if own_script else f"data/prepare.py FILE... --name={folder.name}"
-    return f"python {command}" + ("" if folder.parent == Path("data") else f" --data_dir={folder.parent}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from nanogpt_jax.checkpoint import RunDocument
+from nanogpt_jax.checkpoint import RunDocument, steps_in
+from nanogpt_jax.commands import flags_of, flags_to_resume
 from nanogpt_jax.config import PLACEMENT_SETTINGS, Settings
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import SHAPE, stored_settings
@@ -51,6 +54,20 @@ def require_same_data(run: RunDocument, data: str, settings: Settings) -> None:
         _require_allowed(
             f"the tokens of {name} are not those that the run in {settings.out_dir} was trained on", settings
         )
+
+
+def how_to_go_on(out_dir: Path, **flags: object) -> str:
+    """How to go on with the run in `out_dir`, as it stands on the disk, once what ended it is mended."""
+    steps = steps_in(out_dir)
+    if not steps:
+        changed = f" with {shlex.join(flags_of(flags))}" if flags else ""
+        return f"train again{changed}, for it has no checkpoint yet"
+    return f"go on from its checkpoint of iteration {steps[-1]} with {flags_to_resume(out_dir, **flags)}"
+
+
+def at_a_lower_rate(settings: Settings) -> str:
+    """The same for a run whose figures are no longer finite: with half the learning rate, which is a change to it."""
+    return how_to_go_on(Path(settings.out_dir), learning_rate=settings.learning_rate / 2, allow_changes=True)
 
 
 def _require_allowed(what: str, settings: Settings) -> None:

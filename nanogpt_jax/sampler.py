@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanogpt_jax import sampling
+from nanogpt_jax.commands import pasteable
 from nanogpt_jax.config import (
     ACCELERATORS,
     DTYPES,
@@ -26,8 +27,8 @@ from nanogpt_jax.decoding_weights import QUANTIZE, decoding_weights
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.loading import Weights, build_model, open_weights
 from nanogpt_jax.prepared import load_tokenizer
+from nanogpt_jax.run_folder import newest_run
 from nanogpt_jax.sampling import SamplingConfig
-from nanogpt_jax.telemetry import CONFIG_FILE
 from nanogpt_jax.tokenizer import Tokenizer
 from nanogpt_jax.training import purpose_key
 
@@ -115,12 +116,15 @@ def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
     """The weights that the settings name, and the tokenizer they were trained with; `UserError` without either."""
     source = settings.init_from
     if source == "resume":
-        source = settings.out_dir if settings.out_dir is not None else _newest_run()
+        source = settings.out_dir
+        if source is None:
+            source = newest_run()
+            print(f"out_dir: {source}, the newest run here", file=sys.stderr)
     weights = open_weights(source)
     if weights.tokenizer is None:
         raise UserError(
             f"{source} does not say what its tokens are; make it a run first, with "
-            f"python -m nanogpt_jax.convert {source} DIR --tokenizer=PATH to the meta.json of its data set"
+            f"{pasteable('nanogpt_jax.convert', source, 'DIR')} --tokenizer=PATH to the meta.json of its data set"
         )
     return weights, load_tokenizer(weights.tokenizer)
 
@@ -142,15 +146,6 @@ class _Writer:
     def _print(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _newest_run() -> str:
-    """The folder ./out* with the youngest settings file."""
-    runs = sorted(Path().glob(f"out*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise UserError("there is no run in ./out*; train one with python train.py, or name it with --out_dir=DIR")
-    print(f"out_dir: {runs[-1].parent}, the newest run here", file=sys.stderr)
-    return str(runs[-1].parent)
 
 
 def prompt_text(start: str) -> str:

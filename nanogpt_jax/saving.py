@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors
 
 from nanogpt_jax.checkpoint import FOLDER, FORMAT, RUN, Checkpoint, RunDocument, named, split, steps_in, undamaged_runs
 from nanogpt_jax.errors import RunFailed, in_short
+from nanogpt_jax.resume import how_to_go_on
 from nanogpt_jax.training import TrainState
 
 LARGE = 1 << 20  # bytes; from here on Orbax's time for one array is small beside that for its bytes
@@ -30,7 +31,7 @@ class CheckpointWriter:
 
         Raises `OSError` if the folder cannot be made.
         """
-        self._folder = (out_dir / FOLDER).absolute()
+        self._out_dir, self._folder = out_dir, (out_dir / FOLDER).absolute()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             _set_damaged_aside(out_dir, 0 if since is None else since.run.step)
@@ -95,8 +96,7 @@ class CheckpointWriter:
         except Exception as error:  # Orbax and TensorStore raise many kinds; to a user they all mean this
             raise RunFailed(
                 f"the checkpoint of iteration {self._saving} could not be saved in {self._folder} "
-                f"({_reason(error)}); those before it are whole: make room or mend the folder, then go on with "
-                "--init_from=resume"
+                f"({_reason(error)}); make room or mend the folder, then {how_to_go_on(self._out_dir)}"
             ) from error
 
 

@@ -21,6 +21,7 @@ from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.optimizer import learning_rate_schedule
+from nanogpt_jax.resume import at_a_lower_rate
 from nanogpt_jax.sinks import Sink
 from nanogpt_jax.training import Metrics, Params, TrainState
 
@@ -139,8 +140,7 @@ class StepLog:
         what = f"iteration {step}: loss {loss}, gradient norm {grad_norm}"
         if self._settings.nan_policy == "stop":
             raise RunFailed(
-                f"{what}; nothing of it was saved: go on from the last checkpoint with --init_from=resume and a lower "
-                "learning_rate, or with --nan_policy=skip"
+                f"{what}; nothing of it was saved: {at_a_lower_rate(self._settings)}, or with --nan_policy=skip"
             )
         self.skipped += 1
         print(f"{what}; update skipped, {self.skipped} so far", flush=True)

@@ -16,13 +16,16 @@ from jax.sharding import Mesh
 from nanogpt_jax import dataset, feed, hosts, live, sharding
 from nanogpt_jax.accelerator import describe
 from nanogpt_jax.checkpoint import RunDocument
+from nanogpt_jax.commands import flags_to_resume, pasteable
 from nanogpt_jax.config import Settings
 from nanogpt_jax.curves import leave_figure
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import RunFailed
-from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, set_previous_run_aside, signals, unwritable
+from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, signals, unwritable
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax.resume import at_a_lower_rate
+from nanogpt_jax.run_folder import set_previous_run_aside
 from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.sinks import Sinks, open_sinks, require_sinks
 from nanogpt_jax.start import Data, Start, begun, resumed
@@ -45,8 +48,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
     given = given or {}
     out_dir = Path(settings.out_dir)
     resuming, writing = settings.init_from == "resume", not settings.eval_only
-    resume = f"--init_from=resume --out_dir={out_dir}"
-    with hosts.watched(resume), in_one_line(settings), contextlib.ExitStack() as held:
+    with hosts.watched(flags_to_resume(out_dir)), in_one_line(settings), contextlib.ExitStack() as held:
 
         def prepared() -> Start:
             if resuming and writing and out_dir.is_dir() and hosts.is_first():
@@ -59,6 +61,9 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         hosts.together(lambda: settings, _shared_settings)
         start = hosts.together(prepared, _facts)
         settings, data = start.settings, start.data
+        if resuming and writing and start.run.step == settings.max_iters and start.run.evaluated:
+            further = pasteable("train.py", init_from="resume", out_dir=out_dir, max_iters=2 * max(1, start.run.step))
+            print(f"the run in {out_dir} is finished, at iteration {start.run.step}; to train it further: {further}")
         shape = sharding.mesh_shape(settings.mesh, jax.device_count())
         sharding.require_fit(shape, settings)
         mesh = None if jax.device_count() == 1 else sharding.make_mesh(shape, jax.devices())
@@ -156,8 +161,8 @@ def _update_until_done(
                 figures.sync()
                 if not is_finite((state.params, state.opt_state)):
                     raise RunFailed(
-                        f"iteration {run.step}: the parameters or moments are not finite, and are not saved; go on "
-                        "from the last checkpoint with --init_from=resume and a lower learning_rate"
+                        f"iteration {run.step}: the parameters or moments are not finite, and are not saved; "
+                        + at_a_lower_rate(settings)
                     )
                 checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
 
@@ -200,10 +205,7 @@ def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDo
     """`run` with the validation loss at its step, and whether that is the best so far."""
     if not math.isfinite(loss):
         if settings.nan_policy == "stop":
-            raise RunFailed(
-                f"iteration {run.step}: val loss {loss}; go on from the last checkpoint with --init_from=resume and a "
-                "lower learning_rate"
-            )
+            raise RunFailed(f"iteration {run.step}: val loss {loss}; {at_a_lower_rate(settings)}")
         return dataclasses.replace(run, evaluated=True), False
     better = run.best_val_loss is None or loss < run.best_val_loss
     best = loss if better else run.best_val_loss

@@ -1,5 +1,7 @@
 """The command lines: nanoGPT's names carry over, and every mistake is one plain line and exit status 2."""
 
+import os
+
 import pytest
 
 from nanogpt_jax import cli, trainer
@@ -41,6 +43,53 @@ def test_dashes_and_underscores_are_alike_and_switches_may_stand_alone(settings_
 def test_without_a_preset_it_says_which_it_takes(settings_of, capsys):
     assert settings_of().n_embd == 128
     assert "no preset named: taking shakespeare_char_cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--init_from=out-mine"], "training as shakespeare_char_cpu does, which suits a CPU; the model is out-mine's"),
+        (["--init_from=out-mine", "--eval_only"], ""),
+        (["--init_from=resume", "--out_dir=out-mine"], ""),
+        (["gpt_dev", "--init_from=resume"], "the run in out-gpt-dev by its own settings; of gpt_dev, the name of its"),
+        (["gpt_dev", "--init_from=resume", "--out_dir=out-x"], "in out-x by its own settings; of gpt_dev, nothing is"),
+    ],
+)
+def test_what_is_said_of_a_preset_is_what_is_taken_of_it(settings_of, capsys, argv, said):
+    settings_of(*argv)
+    out = "".join(line for line in capsys.readouterr().out.splitlines() if not line.startswith("the run is in"))
+    assert said in out and bool(said) == bool(out)
+
+
+@pytest.mark.parametrize(
+    ("argv", "out_dir"),
+    [
+        ([], "out-shakespeare-char"),
+        (["--dataset=shakespeare_char"], "out-shakespeare-char"),
+        (["--dataset=mine"], "out-shakespeare-char-mine"),
+        (["gpt_dev", "--dataset=mine"], "out-gpt-dev-mine"),
+        (["gpt_dev", "--dataset=/texts/mine"], "out-gpt-dev-texts-mine"),
+        (["gpt_dev", "--dataset=mine", "--out_dir=here"], "here"),
+        (["gpt_dev", "--dataset=mine", "--init_from=resume"], "out-gpt-dev-mine"),
+    ],
+)
+def test_a_run_on_another_data_set_than_the_presets_goes_to_a_folder_of_its_own(settings_of, argv, out_dir):
+    assert settings_of(*argv).out_dir == out_dir
+
+
+def test_resume_and_sample_mean_the_same_run(settings_of, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"there is no run in ./out\*"):
+        settings_of("--init_from=resume")
+    for age, name in enumerate(("out-newest", "out-older", "out-oldest", "elsewhere")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+        os.utime(tmp_path / name / "config.json", (10 - age, 10 - age))
+    assert settings_of("--init_from=resume").out_dir == "out-newest"
+    assert "out_dir: out-newest, the newest run here" in capsys.readouterr().out
+    with pytest.raises(UserError, match="out-newest holds no run"):
+        cli.sample([])
+    assert "out_dir: out-newest, the newest run here" in capsys.readouterr().err
 
 
 def test_settings_come_from_a_file_and_flags_win(settings_of, tmp_path):

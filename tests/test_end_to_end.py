@@ -115,7 +115,7 @@ def test_a_new_run_sets_the_old_one_aside(undisturbed, data_dir, tmp_path):
     done = command("train.py", *SMALL, "--max_iters=1", f"--data_dir={data_dir}", f"--out_dir={out_dir}")
     assert done.status == 0, done.err
     assert "held a run" in done.out
-    assert (out_dir / "previous" / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    assert (out_dir / "previous" / "1" / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     assert max(line["step"] for line in metrics_of(out_dir)) == 1
 
 

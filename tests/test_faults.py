@@ -28,7 +28,7 @@ from nanogpt_jax import (
 )
 from nanogpt_jax.checkpoint import FOLDER, newest
 from nanogpt_jax.errors import RunFailed, UserError
-from nanogpt_jax.faults import set_previous_run_aside
+from nanogpt_jax.run_folder import set_previous_run_aside
 
 from .conftest import ROOT, metrics_of
 from .test_end_to_end import assert_same_bits, state_of, tree_of
@@ -235,7 +235,9 @@ def largest_file(size):
 
 
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
-@pytest.mark.parametrize(("size", "what"), [(25_000, "the checkpoint of iteration 60"), (9_000, "could not write")])
+@pytest.mark.parametrize(
+    ("size", "what"), [(25_000, "the checkpoint of iteration 60"), (9_000, "could not go on .No space")]
+)
 def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_goes_on_to_the_same_bits(
     run, flags, data_dir, tmp_path, size, what
 ):
@@ -257,7 +259,7 @@ def test_a_folder_that_vanishes_ends_the_run_in_one_line(flags, tmp_path, monkey
 
     add = telemetry.StepLog.add
     monkeypatch.setattr(telemetry.StepLog, "add", vanish)
-    with pytest.raises(RunFailed, match=r"the run in .*/run could not write \(No such file or directory\)"):
+    with pytest.raises(RunFailed, match=r"the run in .*/run could not go on \(No such file or directory\)"):
         cli.train([*flags, "--max_iters=60"])
     assert newest(tmp_path / "gone").run.step == 20
     assert not (tmp_path / "run").exists()
@@ -290,8 +292,26 @@ def test_starting_over_loses_nothing_however_often_it_is_cut_short(made, tmp_pat
             set_previous_run_aside(out_dir)
     set_previous_run_aside(out_dir)
     assert tree_of(out_dir / "previous").keys() == {
-        out_dir / "previous" / path.relative_to(made) for path in tree_of(made) if path.name != ".lock"
+        out_dir / "previous" / "1" / path.relative_to(made) for path in tree_of(made) if path.name != ".lock"
     }
+
+
+def test_every_earlier_run_is_kept_by_its_number_and_one_that_an_earlier_version_kept_alone(made, tmp_path, capsys):
+    out_dir = tmp_path / "run"
+    shutil.copytree(made, out_dir / "previous")  # as it was kept when there was room for one
+    for number in (1, 2, 3):
+        (out_dir / "config.json").write_text(f"run {number}")
+        set_previous_run_aside(out_dir)
+        assert f"{out_dir} held a run: it is in {out_dir}/previous/{number + 1} now" in capsys.readouterr().out
+    set_previous_run_aside(out_dir)
+    assert sorted(path.name for path in (out_dir / "previous").iterdir()) == ["1", "2", "3", "4"]
+    assert newest(out_dir / "previous" / "1").run.step == 40
+    assert [(out_dir / "previous" / str(n) / "config.json").read_text() for n in (2, 3, 4)] == [
+        "run 1",
+        "run 2",
+        "run 3",
+    ]
+    assert capsys.readouterr().out == ""
 
 
 def start(*flags):

@@ -1,14 +1,23 @@
 """Paths as people type them: relative, with spaces and letters of many alphabets, into models of any size."""
 
+import os
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from nanogpt_jax import cli, convert, lens
+from nanogpt_jax import cli, convert, curves, lens, plot, prepare_cli, trainer
 from nanogpt_jax.checkpoint import FOLDER
+from nanogpt_jax.commands import flags_to_resume
+from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.faults import Stopped
 from nanogpt_jax.saving import LARGE
 
+from .conftest import ROOT
 from .test_end_to_end import assert_same_bits, state_of
 from .tiny import TINY, prepare_tiny
 
@@ -36,7 +45,7 @@ def here(made, tmp_path, monkeypatch):
     return copy
 
 
-@pytest.mark.parametrize("named", ["out rel", "./out rel/", "{here}/out rel"])
+@pytest.mark.parametrize("named", ["out rel", "{here}/out rel/"])
 def test_every_command_takes_a_run_by_any_way_of_writing_its_path(here, named, capsys):
     run = named.format(here=here)
     assert cli.train(["--init_from=resume", f"--out_dir={run}", "--max_iters=3"]) == 0
@@ -50,3 +59,89 @@ def test_every_command_takes_a_run_by_any_way_of_writing_its_path(here, named, c
     assert_same_bits(state_of(Path("made/back")), state_of(Path(run)))
     assert lens.main([f"--out_dir={run}", "--start=to be", "--html=made/look.html"]) == 0
     assert Path("made/look.html").is_file()
+
+
+PROGRAMS = {
+    "train.py": cli.train,
+    "sample.py": cli.sample,
+    "data/prepare.py": prepare_cli.main,
+    "data/shakespeare_char/prepare.py": lambda argv: prepare_cli.main_known("shakespeare_char", argv),
+    "nanogpt_jax.plot": plot.main,
+}
+
+
+def paste(text):
+    """Run the command in `text`, from `python` to the end, as a shell would take it apart; its program and status."""
+    _, program, *rest = shlex.split(text[text.index("python ") :])
+    if program == "-m":
+        program, *rest = rest
+    else:
+        assert Path(program).is_file(), "the program must be found from here"
+        program = str(Path(program).relative_to(ROOT))
+    return program, PROGRAMS[program](rest)
+
+
+def test_commands_that_a_run_suggests_work_when_pasted(here, capsys, monkeypatch):
+    assert cli.train([*TINY, *WIDE, "--max_iters=1", "--out_dir=my run's"]) == 0
+    *_, loss, end = capsys.readouterr().out.splitlines()
+    assert loss.startswith("final val loss ") and loss.endswith(" tokens)")
+    assert paste(end + " --num_samples=1 --max_new_tokens=3 --start=to") == ("sample.py", 0)
+
+    assert cli.train(["--init_from=resume", "--out_dir=my run's"]) == 0
+    finished = next(line for line in capsys.readouterr().out.splitlines() if "is finished, at iteration 1" in line)
+    assert paste(finished) == ("train.py", 0)
+    assert "\nstep 2: train loss" in capsys.readouterr().out
+
+    def stop(*arguments):
+        raise Stopped(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train", stop)
+        assert cli.train(["--init_from=resume", "--out_dir=my run's"]) == 130
+    assert paste(capsys.readouterr().out.splitlines()[-1] + " --max_iters=3") == ("train.py", 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "write_figure", stop)
+        patch.setattr(curves, "loss_figure", stop)
+        assert cli.train(["--init_from=resume", "--out_dir=my run's", "--max_iters=4"]) == 0
+    assert paste(next(line for line in capsys.readouterr().err.splitlines() if "could not be drawn" in line)) == (
+        "nanogpt_jax.plot",
+        0,
+    )
+
+
+def test_flags_that_a_failed_run_suggests_go_on_with_it(here, capsys, monkeypatch):
+    """These are for every process of the run, and so without a program."""
+    with monkeypatch.context() as patch, pytest.raises(RunFailed) as failed:
+        patch.setattr(trainer, "is_finite", lambda state: False)
+        cli.train(["--init_from=resume", "--out_dir=out rel", "--max_iters=3"])
+    flags = str(failed.value)[str(failed.value).index("--init_from") :]
+    assert cli.train([*shlex.split(flags), "--max_iters=3"]) == 0
+    said = capsys.readouterr().out
+    assert "changed: learning_rate=0.005 where the run in out rel has learning_rate=0.01" in said
+    assert shlex.split(flags_to_resume("out rel")) == ["--init_from=resume", "--out_dir=out rel"]
+
+
+def test_commands_that_prepare_data_work_when_pasted(here, capsys):
+    (here / "a text.txt").write_text("to be or not to be " * 50)
+    with pytest.raises(UserError) as missing:
+        cli.train(["--dataset=a text", "--data_dir=my data"])
+    assert paste(str(missing.value).replace("FILE...", "'a text.txt'")) == ("data/prepare.py", 0)
+    few = " --block_size=8 --n_layer=1 --max_iters=1 --eval_iters=1"
+    assert paste(capsys.readouterr().out.splitlines()[-1] + few) == ("train.py", 0)
+    assert Path("out-shakespeare-char-a text").is_dir()
+
+
+def test_a_suggested_command_in_a_shell(here):
+    """One of them by a real shell: what the others split, it splits alike."""
+    shown = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--init_from=resume", "--out_dir=out rel"],
+        capture_output=True, text=True, check=True, timeout=240,
+    ).stdout.splitlines()[-1]  # fmt: skip
+    line = shown[shown.index("python ") :]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-c", f"{line} --num_samples=1 --max_new_tokens=3 --start=be"],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("be"), done.stderr

@@ -89,8 +89,8 @@ def test_a_resumed_run_goes_on_in_the_same_folder_and_doubles_nothing(copy):
 def test_a_new_run_sets_the_old_event_files_and_the_old_figure_aside(copy, flags):
     figure = (copy / "loss.png").read_bytes()
     assert cli.train([*flags, "--max_iters=0"]) == 0
-    assert list((copy / "previous" / "tensorboard").iterdir()) and not (copy / "tensorboard").exists()
-    assert (copy / "previous" / "loss.png").read_bytes() == figure and not (copy / "loss.png").exists()
+    assert list((copy / "previous" / "1" / "tensorboard").iterdir()) and not (copy / "tensorboard").exists()
+    assert (copy / "previous" / "1" / "loss.png").read_bytes() == figure and not (copy / "loss.png").exists()
 
 
 class Recorder(types.ModuleType):
