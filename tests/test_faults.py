@@ -254,6 +254,8 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_goes_on_to_the_sam
 def test_a_folder_that_vanishes_ends_the_run_in_one_line(flags, tmp_path, monkeypatch):
     def vanish(self, step, metrics):
         if step == 30:
+            while not (tmp_path / "run" / FOLDER / "20").is_dir():  # it is being saved in the background
+                time.sleep(0.01)
             (tmp_path / "run").rename(tmp_path / "gone")
         add(self, step, metrics)
 
