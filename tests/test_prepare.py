@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_jax import assets, cli, pieces, prepare, prepare_cli
+from nanogpt_jax.commands import to_prepare
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.pieces import recut
 from nanogpt_jax.prepare import prepare_documents, prepare_text
@@ -251,15 +252,20 @@ class TestFailures:
 
 class TestMeta:
     def test_a_missing_set_names_the_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        assert refusal(load_meta, Path("data/shakespeare_char")).endswith("python data/shakespeare_char/prepare.py")
+        monkeypatch.chdir(ROOT)
+        assert to_prepare(Path("data/shakespeare_char")) == "python data/shakespeare_char/prepare.py"
         message = refusal(load_meta, tmp_path / "mine")
         assert f"python data/prepare.py FILE... --name=mine --data_dir={tmp_path}" in message
+
+    def test_the_command_works_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        message = refusal(load_meta, Path("data/shakespeare_char"))
+        assert message.endswith(f"python {ROOT}/data/shakespeare_char/prepare.py --data_dir=data")
 
     def test_pickles_are_not_read(self, tmp_path: Path) -> None:
         (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
         message = refusal(load_meta, tmp_path)
-        assert "meta.pkl" in message and "python data/prepare.py" in message
+        assert "meta.pkl" in message and "data/prepare.py" in message
 
     @pytest.mark.parametrize(
         "data",
