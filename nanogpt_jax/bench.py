@@ -51,7 +51,7 @@ Exit status: 0 done, 1 a measuring process died, 2 wrong use."""
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, measure, tell."""
-    usage = f"python -m nanogpt_jax.bench {{{','.join(TASKS)}}} [PRESET | FILE.toml] [--name=value ...]"
+    usage = f"python -m nanogpt_jax.bench {{{','.join(TASKS)}}} [PRESET | FILE] [--name=value ...]"
     parser = cli.settings_parser(usage, _DESCRIPTION)
     group = parser.add_argument_group("benchmark")
     group.add_argument("--preset", metavar="NAME", help="the same as PRESET")
@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
         if "preset_or_file" in given:
             raise UserError(f"preset={own['preset']} is a second one, after {given['preset_or_file']}; name one")
         given["preset_or_file"] = own["preset"]
-    base, explicit = cli.chosen(given)
+    base, explicit, notes = cli.chosen(given)
+    cli.tell(notes)
     if task is None:
         raise UserError(f"say what to measure: python -m nanogpt_jax.bench {{{','.join(TASKS)}}}")
     require_choice("task", task, TASKS)

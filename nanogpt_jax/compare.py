@@ -56,7 +56,7 @@ class Data(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, build both sides, compare, and tell."""
-    parser = cli.settings_parser("python -m nanogpt_jax.compare [PRESET | FILE.toml] [--name=value ...]", _DESCRIPTION)
+    parser = cli.settings_parser("python -m nanogpt_jax.compare [PRESET | FILE] [--name=value ...]", _DESCRIPTION)
     group = parser.add_argument_group("comparison")
     group.add_argument("--reference", metavar="hf|DIR", help="Hugging Face's GPT-2, or a nanoGPT checkout ('hf')")
     group.add_argument("--steps", type=int, metavar="INT", help="updates to compare (200)")
@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_switch(group, "all", help="a line for every tensor's gradient, not for every kind of tensor")
     given = parser.parse(argv)
     own = {name: given.pop(name, None) for name in ("reference", "steps", "json", "plot", "all")}
-    base, explicit = cli.chosen(given)
+    base, explicit, notes = cli.chosen(given)
+    cli.tell(notes)
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
     require_at_most("steps", steps, MAX_INT, "it is kept in 32 bits")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-from nanogpt_jax.errors import UserError
+from nanogpt_jax.errors import UserError, did_you_mean
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -175,11 +175,6 @@ class Settings:
                 raise UserError(
                     f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95"
                 )
-        if self.decay_lr and self.lr_decay_iters <= self.warmup_iters:
-            raise UserError(
-                f"lr_decay_iters={self.lr_decay_iters} is not larger than warmup_iters={self.warmup_iters}; "
-                f"the decay follows the warm-up, so choose lr_decay_iters of at least {self.warmup_iters + 1}"
-            )
         if self.lm_head_bias and self.tie_word_embeddings:
             raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
         for name in ("out_dir", "init_from", "dataset", "data_dir", "profile"):
@@ -268,7 +263,8 @@ PLACEMENT_SETTINGS = tuple(f.name for f in dataclasses.fields(Settings) if f.met
 def preset(name: str, **changes: Any) -> Settings:
     """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
     if not isinstance(name, str) or name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        near = did_you_mean(str(name), PRESETS)
+        raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}{near}")
     return Settings(**{**PRESETS[name], **changes})
 
 

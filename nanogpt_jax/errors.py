@@ -6,6 +6,9 @@ not a number. The command lines turn them into one plain line and exit status 2 
 defect of ours and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake the user can mend.
@@ -22,3 +25,9 @@ class RunFailed(Exception):
 def in_short(error: Exception) -> str:
     """Another library's error as part of one line."""
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean n_head?`` for `n_heads`: the end of an error's line, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -12,14 +12,19 @@ def learning_rate_schedule(settings: Settings) -> optax.Schedule:
     """Iteration (from 0) -> learning rate: nanoGPT's linear warm-up, cosine decay and floor, or a constant.
 
     The warm-up starts at learning_rate / (warmup_iters + 1), so that the first update is not lost, and reaches
-    learning_rate at iteration `warmup_iters`; the cosine reaches min_lr at `lr_decay_iters` and stays there.
+    learning_rate at iteration `warmup_iters`; the cosine reaches min_lr at `lr_decay_iters` and stays there. Where
+    that is no later than the warm-up's end, min_lr follows at once, as in nanoGPT.
     """
     if not settings.decay_lr:
         return optax.constant_schedule(settings.learning_rate)
+    first, warmup = settings.learning_rate / (settings.warmup_iters + 1), settings.warmup_iters
+    if settings.lr_decay_iters <= warmup:
+        rising = optax.linear_schedule(first, settings.learning_rate, warmup)
+        return optax.join_schedules([rising, optax.constant_schedule(settings.min_lr)], [warmup])
     return optax.warmup_cosine_decay_schedule(
-        init_value=settings.learning_rate / (settings.warmup_iters + 1),
+        init_value=first,
         peak_value=settings.learning_rate,
-        warmup_steps=settings.warmup_iters,
+        warmup_steps=warmup,
         decay_steps=settings.lr_decay_iters,
         end_value=settings.min_lr,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanogpt_jax.cli import Parser
 from nanogpt_jax.commands import to_train_on
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.flags import Parser
 from nanogpt_jax.prepare import KNOWN, Summary, prepare_documents, prepare_text
 from nanogpt_jax.sources import Documents
 

@@ -74,6 +74,12 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         size = sum(p.size for p in jax.tree.leaves(state.params))
         print(f"{describe()}, mesh {shape}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
         print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
+        if settings.decay_lr and settings.lr_decay_iters <= settings.warmup_iters:
+            print(
+                f"warning: lr_decay_iters={settings.lr_decay_iters} is not larger than "
+                f"warmup_iters={settings.warmup_iters}: after the warm-up the learning rate is min_lr at once",
+                flush=True,
+            )
         eval_step = make_eval_step(model)
         if settings.eval_only:
             return _final_loss(eval_step, state.params, data.val, settings.block_size, mesh)

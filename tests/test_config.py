@@ -41,7 +41,6 @@ def test_presets_are_those_of_the_references():
         ({"batch_size": True}, "batch_size=True is a bool"),
         ({"dtype": "float64"}, "dtype='float64' is not one of auto, float32, bfloat16"),
         ({"activation": "swish"}, "activation='swish' is not one of"),
-        ({"warmup_iters": 2000}, "lr_decay_iters=2000 is not larger than warmup_iters=2000; .* at least 2001"),
         ({"lm_head_bias": True}, "add tie_word_embeddings=False"),
         ({"seed": -1}, "seed=-1 is smaller than 0"),
         ({"out_dir": ""}, "out_dir=''"),
@@ -71,7 +70,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
 
 
 def test_there_is_no_such_preset():
-    with pytest.raises(UserError, match="no preset 'gpt5'; the presets are bigram, gpt_dev"):
+    with pytest.raises(UserError, match=r"no preset 'gpt5'; the presets are bigram, gpt_dev.*; did you mean gpt2"):
         preset("gpt5")
 
 

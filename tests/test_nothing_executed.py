@@ -106,10 +106,17 @@ def test_a_hostile_meta_pkl_is_never_opened(trap):
     assert not (folder / "sprung").exists() and not (folder / "out").exists()
 
 
-def test_a_settings_file_that_is_python_is_refused_unread(trap):
+@pytest.mark.parametrize("line", ["os.mkdir({0})", "out_dir = os.mkdir({0})", "out_dir = str(os.mkdir({0})) * 2"])
+def test_a_settings_file_that_holds_code_is_refused_by_its_line(trap, line):
     folder, _, evil = trap
-    (folder / "mine.py").write_text(f"import os\nos.mkdir({str(evil.path)!r})\n")
-    assert "is Python, which would have to be executed" in refused(cli.train, str(folder / "mine.py"))
+    (folder / "mine.py").write_text(f"import os\n{line.format(repr(str(evil.path)))}\n")
+    message = refused(cli.train, str(folder / "mine.py"))
+    assert "mine.py, line 2" in message and "is code, which is never executed here" in message
+    assert not (folder / "sprung").exists()
+
+
+def test_a_settings_file_in_toml_runs_nothing(trap):
+    folder, _, evil = trap
     (folder / "mine.toml").write_text(f"out_dir = __import__('os').mkdir({str(evil.path)!r})\n")
     assert "is not TOML" in refused(cli.train, str(folder / "mine.toml"))
     assert not (folder / "sprung").exists()

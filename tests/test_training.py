@@ -144,8 +144,19 @@ def nanogpt_learning_rate(it, s: Settings):
     return s.min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (s.learning_rate - s.min_lr)
 
 
-def test_the_learning_rate_follows_nanogpts_schedule():
-    settings = preset("shakespeare_char_cpu")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"warmup_iters": 0},
+        {"warmup_iters": 2000, "lr_decay_iters": 100},
+        {"lr_decay_iters": 99},
+        {"lr_decay_iters": 0},
+    ],
+)
+def test_the_learning_rate_follows_nanogpts_schedule(changes):
+    """Also where the decay would end before it began: only the warm-up is seen, and the floor after it."""
+    settings = preset("shakespeare_char_cpu", **changes)
     steps = np.arange(0, 2100)
     rates = jax.vmap(learning_rate_schedule(settings))(steps)
     expected = [nanogpt_learning_rate(int(step), settings) for step in steps]
