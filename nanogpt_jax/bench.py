@@ -31,11 +31,12 @@ from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
 
 FAILED = 1  # exit status
 TASKS = ("train", "sample", "all", "growth")
+AXES = ("block_size", "n_embd", "batch_size")  # of growth
 AGAINST = ("torch", "hf", "none")
 DEFAULT_PRESET = "shakespeare_char_cpu"
 DEFAULT_ROUNDS, DEFAULT_SECONDS = 11, 0.7
 _LONGEST_TEXT = 256
-_OWN = ("against", "reference", "rounds", "seconds", "max_new_tokens", "quantize", "json", "plot", "preset")
+_OWN = ("against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "json", "plot", "preset")
 
 _DESCRIPTION = f"""\
 Measure training and sampling beside PyTorch and beside the machine's limit, in alternating rounds.
@@ -57,8 +58,9 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument("--preset", metavar="NAME", help="the same as PRESET")
     group.add_argument("--against", metavar=f"{{{','.join(AGAINST)}}}", help="the other side ('torch')")
     group.add_argument("--reference", metavar="DIR", help="nanoGPT checkout whose model is 'torch'; else one like it")
+    group.add_argument("--axis", metavar=f"{{{','.join(AXES)}}}", help="let growth vary this alone")
     group.add_argument("--rounds", type=int, metavar="INT", help=f"turns of each side ({DEFAULT_ROUNDS})")
-    group.add_argument("--seconds", type=float, metavar="FLOAT", help=f"that a turn lasts ({DEFAULT_SECONDS})")
+    group.add_argument("--seconds", type=float, metavar="FLOAT", help=f"of a turn, or of a size ({DEFAULT_SECONDS})")
     group.add_argument("--max_new_tokens", type=int, metavar="INT", help="of a text (fills the block, at most 256)")
     group.add_argument("--quantize", metavar=f"{{{','.join(QUANTIZE)}}}", help="our weights in sampling ('none')")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and what made them here")
@@ -114,14 +116,18 @@ def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
 
 def _growth(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """`growth`: our side alone."""
-    for name in ("against", "reference", "rounds", "seconds", "max_new_tokens"):
+    for name in ("against", "reference", "rounds", "max_new_tokens"):
         if own[name] is not None:
             raise UserError(f"{name}={own[name]} has no meaning for growth, which has one side; leave it out")
     from nanogpt_jax import bench_growth
 
     settings = Settings(**{**(bench_growth.BASE if base is None else {"vocab_size": 65, **base}), **explicit})
     _require_gpt(settings)
-    growths = bench_growth.measure_growth(settings, bench_growth.AXES)
+    axis = own["axis"]
+    if axis is not None:
+        require_choice("axis", axis, AXES)
+    axes = bench_growth.AXES if axis is None else {axis: bench_growth.AXES[axis]}
+    growths = bench_growth.measure_growth(settings, axes, _seconds(own))
     title = f"{report.model_in_words(settings)}, batch {report.batch_in_words(settings)}, but for what varies"
     print(f"base       {title}\n\n{bench_growth.growth_tables(growths)}")
     facts = bench_growth.facts(settings)
@@ -146,9 +152,9 @@ def plan_of(
     rounds = DEFAULT_ROUNDS if own["rounds"] is None else own["rounds"]
     require_at_least("rounds", rounds, 1)
     require_at_most("rounds", rounds, MAX_INT, "it is kept in 32 bits")
-    seconds = DEFAULT_SECONDS if own["seconds"] is None else own["seconds"]
-    if not 0 < seconds < math.inf:
-        raise UserError(f"seconds={seconds} is not a time above 0; {DEFAULT_SECONDS} is usual")
+    seconds = _seconds(own)
+    if own["axis"] is not None:
+        raise UserError(f"axis={own['axis']} is of growth alone; leave it out")
     reference = own["reference"]
     if reference is not None:
         if against != "torch":
@@ -191,6 +197,14 @@ def plan_of(
         quantize=quantize,
     )
     return plan, data.source, f"{', '.join(changes)} to agree with Hugging Face's GPT-2" if changes else ""
+
+
+def _seconds(own: Mapping[str, Any]) -> float:
+    """How long to measure at a time."""
+    seconds = DEFAULT_SECONDS if own["seconds"] is None else own["seconds"]
+    if not 0 < seconds < math.inf:
+        raise UserError(f"seconds={seconds} is not a time above 0; {DEFAULT_SECONDS} is usual")
+    return seconds
 
 
 def _require_gpt(settings: Settings) -> None:

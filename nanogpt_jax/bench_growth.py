@@ -35,7 +35,6 @@ AXES: Mapping[str, Sequence[int]] = {
     "n_embd": (128, 192, 256, 384, 512, 768),
     "batch_size": (1, 2, 4, 8, 16, 32, 64),
 }
-_SECONDS = 0.7  # that a point is timed for
 _LEAST_UPDATES = 3
 
 
@@ -60,15 +59,15 @@ class Growth:
     memory_exponent: float
 
 
-def measure_growth(settings: Settings, axes: Mapping[str, Sequence[int]]) -> list[Growth]:
-    """The cost of an update along each axis, the other sizes as in `settings`."""
+def measure_growth(settings: Settings, axes: Mapping[str, Sequence[int]], seconds: float) -> list[Growth]:
+    """The cost of an update along each axis, the other sizes as in `settings`; each size is timed for `seconds`."""
     platform = use_accelerator(settings.accelerator)
     growths = []
     for axis, sizes in axes.items():
         costs = []
         for size in sizes:
             note(f"{axis}={size}")
-            costs.append(_cost(dataclasses.replace(settings, **{axis: size}), size, platform))
+            costs.append(_cost(dataclasses.replace(settings, **{axis: size}), size, platform, seconds))
         times = exponent(sizes, [cost.seconds for cost in costs])
         memory = exponent(sizes, [cost.temporary_bytes for cost in costs])
         growths.append(Growth(axis, costs, times, memory))
@@ -90,7 +89,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def _cost(settings: Settings, size: int, platform: str) -> Cost:
+def _cost(settings: Settings, size: int, platform: str, least_seconds: float) -> Cost:
     vocab_size = settings.vocab_size
     state, step = training_of(build_model(settings, vocab_size, platform), settings)
     shape = (settings.batch_size, settings.block_size)
@@ -99,7 +98,7 @@ def _cost(settings: Settings, size: int, platform: str) -> Cost:
     program, _ = compiled(step, state, batch)
     memory = program.memory_analysis()
     seconds = []
-    while len(seconds) <= _LEAST_UPDATES or sum(seconds[1:]) < _SECONDS:
+    while len(seconds) <= _LEAST_UPDATES or sum(seconds[1:]) < least_seconds:
         start = time.perf_counter()
         state, _ = jax.block_until_ready(program(state, batch))
         seconds.append(time.perf_counter() - start)

@@ -168,6 +168,8 @@ def test_a_worker_that_dies_is_one_line(monkeypatch, capsys):
         (["train", "--round=3"], "there is no setting --round; did you mean --rounds?"),
         (["train", "--preset=gpt5"], "there is no preset 'gpt5'"),
         (["train", "gpt_dev", "--preset=gpt2"], "preset=gpt2 is a second one, after gpt_dev"),
+        (["growth", "--axis=n_layer"], "axis='n_layer' is not one of block_size, n_embd, batch_size"),
+        (["train", "--axis=n_embd"], "axis=n_embd is of growth alone"),
         (["growth", "--against=hf"], "against=hf has no meaning for growth"),
     ],
 )
@@ -194,14 +196,14 @@ def test_without_the_extra_one_line_says_what_to_install(against, package, monke
 
 def test_without_an_other_side_nothing_of_pytorch_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    own = dict.fromkeys(("reference", "rounds", "seconds", "max_new_tokens", "quantize"))
+    own = dict.fromkeys(("reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize"))
     plan, source, changed = bench.plan_of(None, dict(data_dir="none"), {**own, "against": "none"})
     assert (plan.model_args, plan.tokens, plan.vocab_size, changed) == ({}, None, 65, "")
     assert source.startswith("random tokens")
 
 
 def test_hugging_face_is_met_with_the_model_it_has():
-    own = dict.fromkeys(("reference", "rounds", "seconds", "max_new_tokens", "quantize"))
+    own = dict.fromkeys(("reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize"))
     plan, _, changed = bench.plan_of(None, dict(TINY, data_dir="none"), {**own, "against": "hf"})
     assert (plan.settings.bias, plan.settings.activation) == (True, "gelu_new")
     assert changed == "bias=True, activation=gelu_new to agree with Hugging Face's GPT-2"
@@ -298,10 +300,9 @@ def test_the_exponent_of_a_known_law_is_found(power):
     assert bench_growth.exponent(sizes, costs) == pytest.approx(power, abs=1e-9)
 
 
-def test_growth_has_a_cost_for_every_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_growth, "_SECONDS", 0.02)
+def test_growth_has_a_cost_for_every_size(tmp_path):
     settings = preset("shakespeare_char_cpu", vocab_size=65, accelerator="cpu", **TINY)
-    [growth] = bench_growth.measure_growth(settings, {"batch_size": (2, 8, 64)})
+    [growth] = bench_growth.measure_growth(settings, {"batch_size": (2, 8, 64)}, seconds=0.02)
     assert [(cost.size, cost.tokens) for cost in growth.costs] == [(2, 32), (8, 128), (64, 1024)]
     assert all(cost.seconds > 0 and cost.bytes > cost.temporary_bytes > 0 for cost in growth.costs)
     assert 0.5 < growth.memory_exponent < 1.1
