@@ -1,0 +1,77 @@
+"""What every case starts from, made once, and compiled programs that are kept from case to case."""
+
+import contextlib
+import functools
+import itertools
+import shutil
+
+import jax
+import pytest
+
+from nanogpt_jax import cli, convert, init_state, start, trainer
+from nanogpt_jax.config import Settings
+from nanogpt_jax.optimizer import make_optimizer
+
+from ..tiny import TINY, prepare_tiny
+from .running import end_of
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A data set, a run of three iterations on it, and that run as a ckpt.pt and as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("pristine")
+    data_dir = prepare_tiny(folder)
+    run = folder / "run"
+    short = ("--max_iters=3", "--eval_interval=2", "--save_interval=1", "--bias=True")
+    assert end_of(cli.train, *TINY, *short, f"--data_dir={data_dir}", f"--out_dir={run}") == 0
+    assert end_of(convert.main, run, folder / "ckpt.pt") == 0
+    assert end_of(convert.main, run, folder / "hf", "--to=hf") == 0
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Keep the compiled steps of a model, which a process trains but once otherwise."""
+    make_train_step, make_eval_step = trainer.make_train_step, functools.cache(trainer.make_eval_step)
+    steps = {}
+
+    def cached_train_step(model, tx, **options):
+        key = (model, *options.items())
+        steps.setdefault(key, make_train_step(model, tx, **options))
+        return steps[key]
+
+    @functools.cache
+    def state_maker(**optimizer):
+        tx = make_optimizer(Settings(**optimizer))
+        return jax.jit(lambda params, seed: init_state(params, tx, seed), static_argnums=1)
+
+    def state_of(params, tx, settings, mesh):
+        return state_maker(grad_clip=settings.grad_clip)(params, settings.seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", cached_train_step)
+        patch.setattr(trainer, "make_eval_step", make_eval_step)
+        patch.setattr(start, "_state_of", state_of)
+        patch.setattr(start, "_placed", lambda make, mesh, *arguments: make(*arguments))
+        yield
+
+
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def laid_out(pristine, tmp_path_factory):
+    """A function that gives a fresh copy of `pristine` for a case, and takes it away after it."""
+    base = tmp_path_factory.mktemp("cases")
+
+    @contextlib.contextmanager
+    def copy(*parts):
+        folder = base / str(next(numbers))
+        folder.mkdir()
+        for part in parts:
+            source = pristine / part
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
+        yield folder
+        shutil.rmtree(folder)
+
+    return copy
