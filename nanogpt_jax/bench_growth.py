@@ -24,7 +24,7 @@ from nanogpt_jax.bench_measure import note
 from nanogpt_jax.bench_report import in_memory, in_time
 from nanogpt_jax.config import Settings
 from nanogpt_jax.loading import build_model
-from nanogpt_jax.report import ALARM, OURS, markdown, write_figure
+from nanogpt_jax.report import ALARM, OURS, blank_figure, markdown, write_figure
 from nanogpt_jax.training import Batch
 
 BASE: Mapping[str, Any] = dict(
@@ -132,9 +132,7 @@ def growth_tables(growths: Sequence[Growth]) -> str:
 
 def write_growth_plot(path: Path, growths: Sequence[Growth], title: str) -> None:
     """Time and temporary memory over each axis, both logarithmic, with the fitted laws."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1 + 3.4 * len(growths), 6), layout="constrained")
+    figure = blank_figure(figsize=(1 + 3.4 * len(growths), 6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(2, len(growths), squeeze=False, sharex="col", sharey="row")
     for column, growth in enumerate(growths):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanogpt_jax.bench_measure import BATCH, TEXTS_AT_ONCE, WITHIN, Limit, Result, SideResult
 from nanogpt_jax.report import OURS as OUR_COLOUR
-from nanogpt_jax.report import THEIRS, THIRD, markdown, write_figure
+from nanogpt_jax.report import THEIRS, THIRD, blank_figure, markdown, write_figure
 
 
 def training_tables(result: Result) -> str:
@@ -70,12 +70,10 @@ def sampling_tables(result: Result) -> str:
 
 def write_plot(path: Path, results: Sequence[Result], title: str) -> None:
     """For each case the speed of all sides round by round, and below it how many times as fast ours was."""
-    from matplotlib.figure import Figure
-
     cases = [case for result in results for case in result.cases]
     named = {result.cases[0].name for result in results}  # the sides of a task have the same names in all its cases
     paired = any(len(case.sides) > 1 for case in cases)
-    figure = Figure(figsize=(1.2 + 3.6 * len(cases), 6 if paired else 3.8), layout="constrained")
+    figure = blank_figure(figsize=(1.2 + 3.6 * len(cases), 6 if paired else 3.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(2 if paired else 1, len(cases), squeeze=False, sharex="col")
     colours = (OUR_COLOUR, THEIRS, THIRD)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -33,7 +34,13 @@ presets: {presets}"""
 
 
 def run(command: Callable[[Sequence[str]], int]) -> int:
-    """Call `command` with the process's arguments; its exit status, with our own errors as one line on stderr."""
+    """Call `command` with the process's arguments; its exit status, with our own errors as one line on stderr.
+
+    What stdout and stderr cannot show, in whatever encoding they have, is replaced: nothing printed is worth a run.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # and not None, where it is closed
+            stream.reconfigure(errors="replace")
     try:
         return command(sys.argv[1:])
     except (UserError, RunFailed) as error:

@@ -201,13 +201,11 @@ def write_json(path: Path, comparison: Comparison, settings: Settings, reference
 
 def write_plot(path: Path, comparison: Comparison, settings: Settings, reference: str, source: str) -> None:
     """Both loss curves over each other, and under them how far they are apart."""
-    from matplotlib.figure import Figure
-
     program = re.sub(r" \(.*\)$", "", reference)
     theirs, ours = comparison.reference_losses, comparison.our_losses
     gaps = np.abs(ours - theirs)
     bound = next(row.tolerance for row in comparison.rows if row.quantity == LOSSES)
-    figure = Figure(figsize=(8, 6), layout="constrained")
+    figure = report.blank_figure(figsize=(8, 6), layout="constrained")
     curves, difference = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     # Told apart by width and dashes as well as by colour.
     curves.plot(theirs, color=report.THEIRS, linewidth=5, alpha=0.7, label=program)

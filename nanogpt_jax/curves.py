@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from nanogpt_jax.commands import pasteable
 from nanogpt_jax.errors import in_short
-from nanogpt_jax.report import ALARM, OURS, THEIRS, THIRD, write_figure
+from nanogpt_jax.report import ALARM, OURS, THEIRS, THIRD, blank_figure, write_figure
 from nanogpt_jax.sinks import read_metrics
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def read_all(out_dirs: Sequence[Path]) -> list[Curves]:
 
 def loss_figure(runs: Sequence[Curves]) -> Figure:
     """Training loss, smoothed over what it was, and validation loss; the learning rate below."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.8))
+    figure = blank_figure(figsize=(8, 4.8))
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     # An automatic layout would draw all of it twice, at the end of every run.
     figure.subplots_adjust(left=0.095, right=0.885 if len(runs) == 1 else 0.98, bottom=0.1, top=0.94, hspace=0.16)

@@ -73,7 +73,7 @@ def is_first() -> bool:
 @contextlib.contextmanager
 def only_first_prints() -> Iterator[None]:
     """Only process 0 writes to the terminal; errors come from all."""
-    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+    with open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere, contextlib.ExitStack() as stack:
         if not is_first():
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         yield

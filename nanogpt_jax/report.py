@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,20 @@ def write_json(path: Path, document: Any) -> None:
     with replace_when_whole(path, "w") as file:
         json.dump(_finite(document), file, indent=2, allow_nan=False)
         file.write("\n")
+
+
+def blank_figure(**options: Any) -> Any:
+    """A matplotlib figure that belongs to no window and needs no backend.
+
+    So the one that MPLBACKEND names does not matter: a notebook's, which is not there outside it, or none that exists.
+    """
+    named = os.environ.pop("MPLBACKEND", None)  # which matplotlib would look for, and fail
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    return Figure(**options)
 
 
 def write_figure(path: Path, figure: Any) -> None:

@@ -1,6 +1,8 @@
 """The command lines: nanoGPT's names carry over, and every mistake is one plain line and exit status 2."""
 
+import io
 import os
+import sys
 
 import pytest
 
@@ -8,6 +10,7 @@ from nanogpt_jax import cli, trainer
 from nanogpt_jax.errors import UserError
 
 from .conftest import command
+from .tiny import TINY, prepare_tiny
 
 
 @pytest.fixture
@@ -183,3 +186,30 @@ def test_an_accelerator_that_is_not_there_is_refused_with_the_line_that_installs
     assert len(done.err.splitlines()) == 1
     assert f"accelerator={accelerator}" in done.err or "none" in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_what_a_stream_cannot_show_ends_no_command(monkeypatch, encoding):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        monkeypatch.setattr(sys, name, stream)
+
+    def speaks(argv):
+        print("na\N{REPLACEMENT CHARACTER}ve", flush=True)
+        raise UserError("l\N{GREEK SMALL LETTER ALPHA}uft\udcff is no file; name one")
+
+    assert cli.run(speaks) == 2
+    for stream, begin in zip(streams, ("na", "error: l"), strict=True):
+        stream.flush()
+        assert stream.buffer.getvalue().decode(encoding).startswith(begin)
+
+
+@pytest.mark.parametrize(("name", "value"), [("PYTHONIOENCODING", "ascii"), ("LC_ALL", "C")])
+def test_a_run_and_its_texts_survive_an_output_that_cannot_show_them(tmp_path, monkeypatch, name, value):
+    data_dir = prepare_tiny(tmp_path, "na\u00efve \u03a9mega, l\u00e4uft: \n")
+    monkeypatch.setenv(name, value)
+    out_dir = tmp_path / "l\u00e4uft \u03a9"
+    done = command("train.py", *TINY, "--max_iters=1", f"--data_dir={data_dir}", f"--out_dir={out_dir}")
+    assert done.status == 0, done.err
+    done = command("sample.py", "--start=\u00ef", "--num_samples=1", "--max_new_tokens=9", f"--out_dir={out_dir}")
+    assert done.status == 0, done.err

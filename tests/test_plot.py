@@ -11,6 +11,7 @@ from PIL import Image
 from nanogpt_jax import cli, curves, plot
 from nanogpt_jax.errors import UserError
 
+from .conftest import command
 from .tiny import TINY, prepare_tiny
 
 
@@ -102,3 +103,11 @@ def test_smoothing_stays_within_what_it_smooths_and_keeps_a_constant(values):
     smooth = curves.smoothed(values)
     assert smooth.shape == values.shape
     assert smooth.min() >= values.min() - 1e-9 and smooth.max() <= values.max() + 1e-9
+
+
+@pytest.mark.parametrize("backend", ["nonsense", "module://not.there"])
+def test_no_backend_is_needed_whatever_the_environment_names(made, tmp_path, monkeypatch, backend):
+    monkeypatch.setenv("MPLBACKEND", backend)
+    done = command("nanogpt_jax/plot.py", made, "--png=curves.png", cwd=tmp_path)
+    assert (done.status, done.out, done.err) == (0, "curves.png\n", "")
+    assert drawn(tmp_path / "curves.png").size
