@@ -1,4 +1,4 @@
-"""`python -m tests.seeing_cost live` or `lines`: what it costs to see the CPU preset train.
+"""`python -m tests.seeing_cost live|lines [STRETCHES]`: what it costs to see the CPU preset train.
 
 Stretches of 10 iterations, each with one update that is told of, take turns: with all that is shown and written (the
 live view in a pseudo-terminal, or plain lines; the metrics file; TensorBoard), and without. Each is held against the
@@ -24,18 +24,18 @@ from nanogpt_jax.config import preset
 
 from .terminal import terminal
 
-STRETCH, STRETCHES, EVERY = 10, 240, 250
+STRETCH, EVERY = 10, 250
 is_on, began, texts = True, [], []
 
 
 def main() -> None:
     use_accelerator("cpu")
-    last = STRETCH * STRETCHES
-    short = dict(max_iters=last, lr_decay_iters=last, eval_interval=EVERY, eval_iters=1, tensorboard=True)
+    last = STRETCH * int(sys.argv[2] if len(sys.argv) > 2 else 240)
+    short = dict(max_iters=last, decay_lr=False, eval_interval=EVERY, eval_iters=1, tensorboard=True)
     take_turns()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
         stdout: Any = io.StringIO()
-        if sys.argv[1:] == ["live"]:
+        if sys.argv[1:2] == ["live"]:
             slave, _ = held.enter_context(terminal())
             stdout = held.enter_context(open(slave, "w", closefd=False))
         held.enter_context(contextlib.redirect_stdout(stdout))
