@@ -62,6 +62,16 @@ def gpt2_ranks() -> dict[bytes, int]:
     return _ranks(_obtain(GPT2_MERGES).decode("utf-8"))
 
 
+def gpt2_ranks_in(merges: str) -> dict[bytes, int] | None:
+    """The ranks of GPT-2, if `merges` is the text of its `vocab.bpe` to the byte; it is kept for the next run then."""
+    data = merges.encode()
+    if hashlib.sha256(data).hexdigest() != GPT2_MERGES.sha256:
+        return None
+    if not (cache_folder() / GPT2_MERGES.file_name).exists():
+        _keep(GPT2_MERGES, data)
+    return _ranks(merges)
+
+
 def cache_folder() -> Path:
     """Where proved assets are kept for the next run: `nanogpt_jax` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt_jax"
@@ -85,13 +95,19 @@ def _obtain(asset: Asset) -> bytes:
             refusals.append(f"[{place}: {_in_short(error)}]")
             continue
         if place != "cache":
-            with contextlib.suppress(OSError), replace_when_whole(kept) as file:  # a full or read-only disk is no loss
-                file.write(data)
+            _keep(asset, data)
         return data
     raise UserError(
         f"{asset.title} (sha256 {asset.sha256[:12]}...) is nowhere to be had {' '.join(refusals)}; "
         f"get online, or put the file from {asset.url} at {kept}"
     )
+
+
+def _keep(asset: Asset, data: bytes) -> None:
+    """Put proved bytes into the cache folder; a full or read-only disk is no loss."""
+    path = cache_folder() / asset.file_name
+    with contextlib.suppress(OSError), replace_when_whole(path) as file:
+        file.write(data)
 
 
 def _read_url(url: str, size: int) -> bytes:

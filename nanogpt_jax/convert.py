@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,20 +19,29 @@ import jax.numpy as jnp
 from nanogpt_jax import cli
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.checkpoint import FOLDER, RunDocument
-from nanogpt_jax.config import PRETRAINED, Settings, require_choice
-from nanogpt_jax.errors import UserError
-from nanogpt_jax.hf_format import read_hf_config, read_hf_params, write_hf
-from nanogpt_jax.loading import build_model, fetched, is_hf_folder, open_best, open_run, stored_settings, tokenizer_of
+from nanogpt_jax.config import Settings, require_choice
+from nanogpt_jax.errors import UserError, in_short
+from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
+from nanogpt_jax.loading import (
+    build_model,
+    hf_tokenizer,
+    located,
+    nanogpt_tokenizer,
+    open_best,
+    open_run,
+    stored_settings,
+)
 from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
 from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.prepared import load_meta
+from nanogpt_jax.prepared import load_meta, load_tokenizer
 from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.sinks import METRICS_FILE
 from nanogpt_jax.telemetry import CONFIG_FILE, write_config
+from nanogpt_jax.tokenizer_files import write_tokenizer
 from nanogpt_jax.training import abstract_state, init_state
 
 Form = Literal["run", "hf", "nanogpt"]
-_WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors"}
+_WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 _DESCRIPTION = """\
 Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face GPT-2 folder. Weights stay as they are to
@@ -43,9 +53,9 @@ the bit; between runs and nanoGPT, AdamW's moments and the place in training go 
   python -m nanogpt_jax.convert gpt2 out-x                  GPT-2 by its name, or a folder that holds it
 
 A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
-ckpt.pt, and the best one a Hugging Face folder. nanoGPT keeps the characters of a data set in data/DATASET/meta.pkl,
-which its own prepare.py writes: its ids are ours, since both sort the characters. Neither .pt file nor Hugging Face
-folder holds a tokenizer."""
+ckpt.pt, and the best one a Hugging Face folder. The tokenizer goes along: AutoTokenizer loads it from such a folder.
+nanoGPT looks for the characters of a data set in data/DATASET/meta.pkl, which its own prepare.py writes: its ids are
+ours, since both sort the characters."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,17 +85,14 @@ def convert(
 
     Raises `UserError`, with nothing written, where that cannot be.
     """
-    source = fetched(src) if src in PRETRAINED else Path(src)
+    source = located(src)
     target = Path(dst)
     form = _form_of(target, to, is_run=(source / FOLDER).is_dir())
     _require_free(target, overwrite)
-    if tokenizer is not None and form != "run":
-        raise UserError(f"tokenizer={tokenizer} is of no use to {dst}, which holds none; leave it out")
     use_accelerator("cpu")  # from files to files: there is nothing to compute
 
-    snapshot = _read(source, form, data_dir)
-    if form == "run":
-        snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(source, snapshot, tokenizer))
+    snapshot = _read(src, source, form, data_dir)
+    snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(src, snapshot, tokenizer, required=form == "run"))
     try:
         if form == "nanogpt":
             write_nanogpt(target, snapshot)
@@ -94,26 +101,28 @@ def convert(
                 if form == "run":
                     _write_run(folder, target, snapshot)
                 else:
-                    write_hf(folder, snapshot.config, snapshot.params)
+                    _write_hf(folder, dst, snapshot)
     except OSError as error:
         raise UserError(f"{dst} cannot be written ({error.strerror or error}); name another place") from error
     size = sum(value.size for value in jax.tree.leaves(snapshot.params))
     print(f"{dst}: {size:,} parameters after {snapshot.step:,} iterations, from {src}")
 
 
-def _read(source: Path, form: Form, data_dir: str) -> Snapshot:
-    """What `source` holds, with all that `form` has a place for."""
+def _read(src: str, source: Path, form: Form, data_dir: str) -> Snapshot:
+    """What lies at `source`, which was asked for as `src`, with all that `form` has a place for."""
     if source.is_file():
         checkpoint = NanoGPTCheckpoint(source)
         config, step = checkpoint.config, checkpoint.step
         settings = dataclasses.replace(checkpoint.settings(), data_dir=data_dir)
-        tokenizer = tokenizer_of(config.vocab_size, checkpoint.data_set(Path(data_dir)))
+        known = nanogpt_tokenizer(source, checkpoint, Path(data_dir))
         params, moments = checkpoint.params(), checkpoint.moments()
-        return Snapshot(config, params, settings, tokenizer, step, checkpoint.best_val_loss, moments)
+        return Snapshot(config, params, settings, *known, step, checkpoint.best_val_loss, moments)
     if is_hf_folder(source):
         config = read_hf_config(source)
         settings = Settings(**vars(config), data_dir=data_dir)
-        return Snapshot(config, read_hf_params(source, config), settings, tokenizer_of(config.vocab_size, None))
+        known = hf_tokenizer(src, source, config.vocab_size)
+        return Snapshot(config, read_hf_params(source, config), settings, *known)
+    require_readable(source)
     return _read_run(source, form)
 
 
@@ -126,7 +135,9 @@ def _read_run(source: Path, form: Form) -> Snapshot:
         raise UserError(f"model={settings.model} in {source} has no equal in other programs; convert a gpt")
     model, tx = build_model(settings, run.vocab_size, "cpu"), make_optimizer(settings)
     like = abstract_state(model, tx)
-    snapshot = Snapshot(model.config, like.params, settings, run.tokenizer, run.step, run.best_val_loss)
+    snapshot = Snapshot(
+        model.config, like.params, settings, run.tokenizer, step=run.step, best_val_loss=run.best_val_loss
+    )
     if form == "hf":
         return dataclasses.replace(snapshot, params=checkpoint.params(like.params))
     state = checkpoint.state(like)
@@ -152,15 +163,34 @@ def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
     write_config(folder, settings)
 
 
-def _tokenizer(source: Path, snapshot: Snapshot, named: str | None) -> dict[str, Any]:
+def _write_hf(folder: Path, dst: str, snapshot: Snapshot) -> None:
+    """Write the model as `from_pretrained` reads it, and its tokenizer beside it where that is known and at hand."""
+    tokenizer, why = None, "what its tokens are is not known"
+    if snapshot.tokenizer is not None:
+        try:
+            tokenizer = load_tokenizer(snapshot.tokenizer)
+        except UserError as error:
+            if snapshot.tokenizer != {"type": "gpt2"}:
+                raise
+            why = f'AutoTokenizer.from_pretrained("gpt2") is its tokenizer ({in_short(error)})'
+    write_hf(folder, snapshot.config, snapshot.params, None if tokenizer is None else tokenizer.eot_token)
+    if tokenizer is None:
+        print(f"{dst} has no tokenizer.json: {why}", file=sys.stderr, flush=True)
+    else:
+        write_tokenizer(folder, tokenizer, snapshot.config.block_size)
+
+
+def _tokenizer(source: str, snapshot: Snapshot, named: str | None, required: bool) -> dict[str, Any] | None:
     """The tokenizer in the `meta.json` that is named, or else the one that is known."""
     size = snapshot.config.vocab_size
     if named is None:
-        if snapshot.tokenizer is None:
+        if snapshot.tokenizer is None and required:
             raise UserError(
                 f"{source} does not say what its {size:,} tokens are; name the meta.json of the data set it was "
                 "trained on with --tokenizer=PATH"
             )
+        if snapshot.assumed is not None:
+            print(snapshot.assumed, file=sys.stderr, flush=True)
         return snapshot.tokenizer
     path = Path(named)
     meta = load_meta(path if path.is_dir() else path.parent)

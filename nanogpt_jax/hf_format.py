@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from nanogpt_jax.errors import UserError
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.foreign_files import read_bin, read_json, read_safetensors, reading
 from nanogpt_jax.model import LAYER_NORM_EPSILON
-from nanogpt_jax.state_dicts import HEAD, params_of, require_expressible, state_dict_of
+from nanogpt_jax.state_dicts import HEAD, left_out, params_of, require_expressible, state_dict_of
 from nanogpt_jax.training import Params
 
-GPT2_END_OF_TEXT = 50_256
 _HF_SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # and its defaults
-_HF_ACTIVATIONS = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
+_HF_ACTIVATIONS = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_new"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    "relu": "relu",
+}  # transformers has many names for one function
 # What GPT-2 may be told to do that this model does not; a file that leaves them out means these values.
 _HF_FIXED: dict[str, tuple[Any, ...]] = {
     "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
@@ -39,7 +44,7 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
     if document.get("model_type") != "gpt2":
         raise UserError(f"model_type={document.get('model_type')!r} is another architecture; only gpt2 can be read")
     shape = {name: coerced(name, document.get(name, usual), int, ()) for name, usual in _HF_SHAPE.items()}
-    fixed = _HF_FIXED | {"n_inner": (None, 4 * shape["n_embd"]), "n_ctx": (None, shape["n_positions"])}
+    fixed = _HF_FIXED | {"n_inner": (None, 4 * shape["n_embd"])}
     for name, values in fixed.items():
         if name in document and document[name] not in values:
             raise UserError(f"{name}={document[name]!r} is not offered by this model, which has {values[-1]!r} alone")
@@ -55,10 +60,12 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
     )
 
 
-def hf_config_of(config: GPTConfig) -> dict[str, Any]:
-    """The `config.json` of the same model in Hugging Face's terms. Raises `UserError` if there is none."""
+def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
+    """The `config.json` of the same model in Hugging Face's terms. Raises `UserError` if there is none.
+
+    `end_of_text` is the token that begins and ends a document, if the vocabulary has one.
+    """
     require_expressible(config, "hf")
-    end_of_text = GPT2_END_OF_TEXT if config.vocab_size > GPT2_END_OF_TEXT else None
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -79,6 +86,48 @@ def hf_config_of(config: GPTConfig) -> dict[str, Any]:
         "eos_token_id": end_of_text,
         "dtype": "float32",
     }
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Whether weights lie in `folder` under the names that `save_pretrained` gives them."""
+    return any(name.is_file() for kind in ("model*.safetensors*", "pytorch_model*.bin*") for name in folder.glob(kind))
+
+
+def require_readable(path: Path) -> None:
+    """Raise a `UserError` that says what lies at `path`, if it is a model whose weights are in a form not read here."""
+    if path.suffix == ".safetensors" or path.name.startswith("pytorch_model"):
+        raise UserError(f"{path} is a file of a Hugging Face folder; name the folder: {path.parent}")
+    for pattern, what in _UNREAD.items():
+        found = sorted(path.glob(pattern))
+        if found:
+            raise UserError(f"{path} holds {what.format(found[0].name)}")
+    if _is_of_a_model(path / "config.json"):
+        raise UserError(f"{path} holds the config.json of a model and no weights ({_WHOLE}); get all of its files")
+
+
+def _is_of_a_model(config: Path) -> bool:
+    """Whether that is the `config.json` of a model, and not of a run of ours, or of nothing."""
+    with contextlib.suppress(UserError):
+        document = read_json(config)
+        return isinstance(document, dict) and "model_type" in document
+    return False
+
+
+_WHOLE = "model.safetensors or pytorch_model.bin, whole or with its index"
+_SAVE_ANEW = (
+    "get its model.safetensors, or make one with transformers 4: GPT2LMHeadModel.from_pretrained(..., from_{}=True)"
+)
+_LORA = "a LoRA adapter ({}) and no whole model; merge it with peft's merge_and_unload() and save that"
+# What else a folder of weights may hold, and what to do then.
+_UNREAD = {
+    "adapter_config.json": _LORA,
+    "adapter_model.*": _LORA,
+    "flax_model*.msgpack*": "Flax weights ({}) alone, which are not read here; " + _SAVE_ANEW.format("flax"),
+    "tf_model*.h5*": "TensorFlow weights ({}) alone, which are not read here; " + _SAVE_ANEW.format("tf"),
+    "model.ckpt*": "a TensorFlow 1 checkpoint ({}) alone, which is not read here; get its model.safetensors",
+    "*.gguf": "GGUF weights ({}) alone, which are not read here; get its model.safetensors",
+    "*.onnx": "an ONNX program ({}) alone, which is not read here; get its model.safetensors",
+}
 
 
 def read_hf_config(folder: Path) -> GPTConfig:
@@ -107,16 +156,21 @@ def read_hf_params(folder: Path, config: GPTConfig) -> Params:
         else:
             continue
         with reading(folder):
-            return params_of(state_dict, config, "hf")
-    raise UserError(f"{folder} has no weights (model.safetensors or pytorch_model.bin, whole or with its index)")
+            params = params_of(state_dict, config, "hf")
+        for what, names in left_out(state_dict).items():
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                print(f"{folder}: leaving out {what} ({names[0]}{more})", file=sys.stderr, flush=True)
+        return params
+    raise UserError(f"{folder} has no weights ({_WHOLE})")
 
 
-def write_hf(folder: Path, config: GPTConfig, params: Params) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`, as `from_pretrained` reads them.
+def write_hf(folder: Path, config: GPTConfig, params: Params, end_of_text: int | None = None) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`, as `from_pretrained` reads them; see `hf_config_of`.
 
     Raises `UserError`, with nothing written, for a model that Hugging Face's GPT-2 cannot express.
     """
-    document = hf_config_of(config)
+    document = hf_config_of(config, end_of_text)
     state_dict = state_dict_of(params, config, "hf")
     if config.tie_word_embeddings:
         del state_dict[HEAD]

@@ -6,11 +6,8 @@ nothing is written.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +22,18 @@ from nanogpt_jax.attention import choose_kernel
 from nanogpt_jax.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
 from nanogpt_jax.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.hf_format import read_hf_config, read_hf_params
+from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable
+from nanogpt_jax.hub import fetched, hub_name
 from nanogpt_jax.model import GPT, Bigram
 from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint
 from nanogpt_jax.prepared import load_meta
+from nanogpt_jax.tokenizer_files import read_tokenizer
 from nanogpt_jax.training import Params, init_params
 
 SHAPE = ("model", *(f.name for f in dataclasses.fields(GPTConfig) if f.name not in ("vocab_size", "dropout")))
 """Settings that decide which tensors a model has; weights bring their own."""
+
+GPT2_TOKENS, PADDED_GPT2_TOKENS = 50_257, 50_304
 
 
 class Weights(NamedTuple):
@@ -42,6 +43,7 @@ class Weights(NamedTuple):
     vocab_size: int
     tokenizer: dict[str, Any] | None
     load: Callable[[nn.Module, Mesh | None], Params]  # onto a mesh: each device its own shards
+    assumed: str | None = None  # a line for the user, where the tokenizer is no more than likely
 
 
 def open_run(out_dir: Path) -> Checkpoint:
@@ -61,61 +63,60 @@ def open_weights(source: str, data_dir: str = "data") -> Weights:
     `load` gives a model of a smaller `block_size` the first rows of the position table. Raises `UserError` if there is
     nothing at `source` that can be read.
     """
-    if source in PRETRAINED:
-        return _hf_weights(fetched(source))
-    path = Path(source)
+    path = located(source)
     if path.is_file():
         return _nanogpt_weights(path, Path(data_dir))
     if is_hf_folder(path):
-        return _hf_weights(path)
+        return _hf_weights(source, path)
+    require_readable(path)
     return _run_weights(path)
 
 
-def is_hf_folder(folder: Path) -> bool:
-    """Whether weights lie in `folder` under the names that `save_pretrained` gives them."""
-    return any(name.is_file() for kind in ("model*.safetensors*", "pytorch_model*.bin*") for name in folder.glob(kind))
+def located(source: str) -> Path:
+    """The file or folder that `source` means: a path, or the place where the files of a model of that name lie.
 
-
-def tokenizer_of(vocab_size: int, data_set: Path | None) -> dict[str, Any] | None:
-    """The tokenizer of a foreign model: its data set's where that has as many tokens, else GPT-2's; or None, unknown.
-
-    GPT-2 has 50,257 tokens, which nanoGPT pads to 50,304.
+    Raises `UserError` for a name that is not in Hugging Face's cache and cannot be fetched.
     """
+    name = hub_name(source)
+    return Path(source) if name is None else fetched(name)
+
+
+class Known(NamedTuple):
+    """What is known of a foreign model's tokens: the tokenizer as JSON, and a line that says what of it is assumed."""
+
+    tokenizer: dict[str, Any] | None
+    assumed: str | None = None
+
+
+def nanogpt_tokenizer(path: Path, checkpoint: NanoGPTCheckpoint, data_dir: Path) -> Known:
+    """The tokenizer in a nanoGPT checkpoint that we wrote, or else that of its data set, or else GPT-2's by the size.
+
+    In that order nanoGPT's sample.py looks too. A data set may have fewer tokens than the model, which is padded.
+    """
+    rows, data_set = checkpoint.config.vocab_size, checkpoint.data_set(data_dir)
+    if checkpoint.tokenizer is not None:
+        return Known(checkpoint.tokenizer)
     if data_set is not None and (data_set / "meta.json").is_file():
         meta = load_meta(data_set)
-        if meta.vocab_size == vocab_size:
-            return meta.tokenizer
-    return {"type": "gpt2"} if 50_257 <= vocab_size <= 50_304 else None
+        padded = PADDED_GPT2_TOKENS if meta.tokenizer == {"type": "gpt2"} else meta.vocab_size
+        if meta.vocab_size <= rows:
+            line = f"{path} has {rows:,} tokens: taking the first {meta.vocab_size:,} for those of {data_set}"
+            return Known(meta.tokenizer, None if rows in (meta.vocab_size, padded) else line)
+    return _by_size(str(path), rows)
 
 
-def fetched(name: str) -> Path:
-    """The folder with the files of the GPT-2 `name`: in Hugging Face's cache, as transformers keeps it, or downloaded.
+def hf_tokenizer(source: str, folder: Path, rows: int) -> Known:
+    """The tokenizer in a Hugging Face folder, which `source` names; without one GPT-2's by the size."""
+    if source in PRETRAINED:
+        return Known({"type": "gpt2"})
+    own = read_tokenizer(folder, rows)
+    return _by_size(source, rows) if own is None else Known(own)
 
-    Raises `UserError` where it is not in the cache and cannot be had.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    # It reports each of its attempts; what a user must know reaches them as an exception.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-    def folder(repository: str, weights: str, **options: Any) -> Path:
-        files = [Path(hf_hub_download(repository, file, **options)) for file in ("config.json", weights)]
-        return files[-1].parent
-
-    home = f"openai-community/{name}"  # the short name is an older address of the same
-    for repository in (home, name):
-        for weights in ("model.safetensors", "pytorch_model.bin"):
-            with contextlib.suppress(LocalEntryNotFoundError):
-                return folder(repository, weights, local_files_only=True)
-    print(f"fetching {home} from Hugging Face's hub", file=sys.stderr, flush=True)
-    try:
-        return folder(home, "model.safetensors")
-    except Exception as error:  # the hub and the network below it raise many kinds; to a user they all mean this
-        raise UserError(
-            f"init_from={name} is not in the cache of Hugging Face's hub, and {home} cannot be fetched "
-            f"({type(error).__name__}); go online, or name a folder that holds it"
-        ) from error
+def _by_size(source: str, rows: int) -> Known:
+    if GPT2_TOKENS <= rows <= PADDED_GPT2_TOKENS:
+        return Known({"type": "gpt2"}, f"{source} does not say what its tokens are: assuming GPT-2's")
+    return Known(None)
 
 
 def _run_weights(out_dir: Path) -> Weights:
@@ -132,23 +133,24 @@ def _run_weights(out_dir: Path) -> Weights:
 
 def _nanogpt_weights(path: Path, data_dir: Path) -> Weights:
     checkpoint = NanoGPTCheckpoint(path)
-    tokenizer = tokenizer_of(checkpoint.config.vocab_size, checkpoint.data_set(data_dir))
-    return _foreign_weights(checkpoint.config, tokenizer, checkpoint.params)
+    return _foreign_weights(checkpoint.config, nanogpt_tokenizer(path, checkpoint, data_dir), checkpoint.params)
 
 
-def _hf_weights(folder: Path) -> Weights:
+def _hf_weights(source: str, folder: Path) -> Weights:
     config = read_hf_config(folder)
-    return _foreign_weights(config, tokenizer_of(config.vocab_size, None), lambda: read_hf_params(folder, config))
+    return _foreign_weights(
+        config, hf_tokenizer(source, folder, config.vocab_size), lambda: read_hf_params(folder, config)
+    )
 
 
-def _foreign_weights(config: GPTConfig, tokenizer: dict[str, Any] | None, read: Callable[[], Params]) -> Weights:
+def _foreign_weights(config: GPTConfig, known: Known, read: Callable[[], Params]) -> Weights:
     settings = {"model": "gpt", **{name: value for name, value in vars(config).items() if name in SHAPE}}
 
     def load(model: nn.Module, mesh: Mesh | None = None) -> Params:
         params = _cropped(read(), model)
         return jax.device_put(params, None if mesh is None else sharding.state_shardings(mesh, params))
 
-    return Weights(settings, config.vocab_size, tokenizer, load)
+    return Weights(settings, config.vocab_size, known.tokenizer, load, known.assumed)
 
 
 def _cropped(params: Params, model: nn.Module) -> Params:

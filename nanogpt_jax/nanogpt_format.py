@@ -24,6 +24,7 @@ _NANOGPT_SETTINGS = (
     "batch_size", "learning_rate", "max_iters", "weight_decay", "beta1", "beta2", "grad_clip", "decay_lr",
     "warmup_iters", "lr_decay_iters", "min_lr",
 )  # fmt: skip
+_TOKENIZER = "tokenizer"  # a key of ours, which nanoGPT does not look at
 _NO_LOSS_YET = 1e9  # what nanoGPT starts from
 
 
@@ -87,6 +88,7 @@ class NanoGPTCheckpoint:
         config: the model's shape.
         step: updates made.
         best_val_loss: the loss it was saved with; None where it has none.
+        tokenizer: the JSON of the one it was trained with, if we wrote it; nanoGPT's own name a data set instead.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,6 +103,9 @@ class NanoGPTCheckpoint:
             self.step = coerced("iter_num", self._document.get("iter_num", 0), int, ())
             loss = float(self._document.get("best_val_loss", _NO_LOSS_YET))
             self.best_val_loss = loss if loss < _NO_LOSS_YET else None
+            self.tokenizer = self._document.get(_TOKENIZER)
+            if self.tokenizer is not None and not isinstance(self.tokenizer, dict):
+                raise UserError(f"its tokenizer is a {type(self.tokenizer).__name__}; it is damaged, get it anew")
 
     def data_set(self, data_dir: Path) -> Path | None:
         """The folder of the data set it was trained on; None where it does not say."""
@@ -112,11 +117,13 @@ class NanoGPTCheckpoint:
         """Its shape, and those of nanoGPT's settings that ours has too. Raises `UserError` for one out of range."""
         with reading(self._path):
             config = self._document.get("config", {})
-            settings = {name: config[name] for name in _NANOGPT_SETTINGS if name in config}
+            settings = {name: _as_ours(name, config[name]) for name in _NANOGPT_SETTINGS if name in config}
+            if settings.get("eval_iters") == 0:  # nanoGPT's estimates are not a number then
+                del settings["eval_iters"]
             if config.get("dtype") == "float32":
                 settings["dtype"] = "float32"
             # A resumed run of nanoGPT's goes by what its optimizer remembers, whatever `config` says.
-            for group in self._document.get("optimizer", {}).get("param_groups", [])[:1]:
+            for group in (self._document.get("optimizer") or {}).get("param_groups", [])[:1]:
                 beta1, beta2 = group["betas"]
                 settings |= {"beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"]}
             return Settings(**settings, **vars(self.config))
@@ -135,7 +142,7 @@ class NanoGPTCheckpoint:
             if not optimizer["state"]:
                 return None
             indices = [i for group in optimizer["param_groups"] for i in group["params"]]
-            names = optimizer_order(self.config)
+            names = optimizer_order(self.config, decayed=len(optimizer["param_groups"][0]["params"]))
             if len(indices) != len(names):
                 raise UserError(f"it has moments of {len(indices)} tensors where the model has {len(names)} tensors")
             entries = {name: optimizer["state"][i] for name, i in zip(names, indices, strict=True)}
@@ -149,6 +156,14 @@ class NanoGPTCheckpoint:
             return Moments(count, mu, nu)
 
 
+def _as_ours(name: str, value: Any) -> Any:
+    """A setting that nanoGPT is content with in another type than its own: 1e4 iterations, or 1 for yes."""
+    hint = get_type_hints(Settings)[name]
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return bool(value) if hint is bool and value in (0, 1) else value
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A model and where its training stands, on the way from one format to another.
@@ -158,6 +173,7 @@ class Snapshot:
         params: its parameters.
         settings: those of its run.
         tokenizer: the JSON of the one it was trained with; None where that is not known.
+        assumed: a line that says so, where that is no more than likely.
         step: updates made.
         best_val_loss: the lowest estimate of the validation loss so far.
         moments: AdamW's; None before the first update.
@@ -167,6 +183,7 @@ class Snapshot:
     params: Params
     settings: Settings
     tokenizer: dict[str, Any] | None = None
+    assumed: str | None = None
     step: int = 0
     best_val_loss: float | None = None
     moments: Moments | None = None
@@ -204,5 +221,7 @@ def write_nanogpt(path: Path, snapshot: Snapshot) -> None:
         "best_val_loss": _NO_LOSS_YET if snapshot.best_val_loss is None else snapshot.best_val_loss,
         "config": model_args | {name: getattr(settings, name) for name in _NANOGPT_SETTINGS},
     }
+    if snapshot.tokenizer is not None:
+        document[_TOKENIZER] = snapshot.tokenizer
     with replace_when_whole(path) as file:
         torch.save(document, file)

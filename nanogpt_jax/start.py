@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from jax.sharding import Mesh
 
 from nanogpt_jax import dataset, hosts, prepare, prepared, sharding
 from nanogpt_jax.checkpoint import Checkpoint, RunDocument
-from nanogpt_jax.commands import flags_of, to_put_in_tokens_of
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import UserError
@@ -98,13 +96,9 @@ def _placed(make: Callable[..., Any], mesh: Mesh | None, *arguments: Any) -> Any
 
 def _open_data(settings: Settings) -> Data:
     """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
-    named = Path(settings.dataset)
-    folder = Path(settings.data_dir) / named
-    if len(named.parts) > 1 and not folder.exists():
-        where = shlex.join(flags_of({"dataset": named.name, "data_dir": named.parent}))
-        raise UserError(f"dataset={named} is a path and {folder} is not there; name the set and where it lies: {where}")
-    if str(named) in prepare.KNOWN:
-        hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
+    folder = Path(settings.data_dir) / settings.dataset
+    if settings.dataset in prepare.KNOWN:
+        hosts.first_alone(lambda: _prepare_if_missing(settings.dataset, folder))
     meta = prepared.load_meta(folder)
     splits = [
         dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
@@ -141,7 +135,7 @@ def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any
 
 def _require_data_of(weights: Weights, data: Data, source: str) -> None:
     """Refuse a data set that the weights know nothing of. Weights may have more tokens than it: they are padded."""
-    if weights.tokenizer is not None:
+    if weights.tokenizer is not None and weights.assumed is None:
         _require_same_tokenizer(weights.tokenizer, data, source)
         return
     folder = data.train.path.parent
@@ -154,16 +148,8 @@ def _require_data_of(weights: Weights, data: Data, source: str) -> None:
 
 
 def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) -> None:
-    if tokenizer != data.tokenizer:
+    if not prepared.is_same_tokenizer(tokenizer, data.tokenizer):
         raise UserError(
             f"the weights in {source} were trained with another tokenizer than {data.train.path.parent} was made with; "
-            f"name the data set they belong to, or put it in their tokens: {_in_tokens_of(tokenizer, source, data)}"
+            "name the data set they belong to, or prepare this one with their tokenizer"
         )
-
-
-def _in_tokens_of(tokenizer: dict[str, Any], source: str, data: Data) -> str:
-    """The command that makes a data set of the same text with the tokenizer of the weights in `source`."""
-    characters = data.tokenizer.get("characters", "")
-    lacking = set(characters) - set(tokenizer.get("characters", characters))
-    which = "gpt2" if tokenizer == {"type": "gpt2"} else source
-    return to_put_in_tokens_of(which, data.train.path.parent, **({"unknown": "drop"} if lacking else {}))

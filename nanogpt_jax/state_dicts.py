@@ -49,10 +49,10 @@ def state_dict_of(params: Params, config: GPTConfig, layout: Layout) -> StateDic
 def params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig, layout: Layout) -> Params:
     """The linen parameters (nested dictionaries of float32 numpy arrays) that `state_dict` holds in `layout`.
 
-    The inverse of `state_dict_of`; float16 and bfloat16 are widened, which is exact. torch.compile's `_orig_mod.`,
-    names without `transformer.`, causal masks kept as buffers and a tied head that is left out or repeated make no
-    difference. Raises `UserError` naming the tensor and both shapes where one is missing, too many, of another shape or
-    not of floating point.
+    The inverse of `state_dict_of`; float16 and bfloat16 are widened, which is exact, and float64 is rounded. `module.`
+    and `_orig_mod.`, which PyTorch's wrappers put before names, names without `transformer.`, what `left_out` names and
+    a tied head that is left out or repeated make no difference. Raises `UserError` naming the tensor and both shapes
+    where one is missing, too many, of another shape or not of floating point.
     """
     require_expressible(config, layout)
     there = _normalized(state_dict)
@@ -93,7 +93,9 @@ _ORDER = (
     "embedding", "kernel", "scale", "bias",
 )  # fmt: skip
 _LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
-_MASK = re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias")  # the causal mask, which PyTorch may keep as a buffer
+# The causal mask, which PyTorch may keep as a buffer, and the heads of models that do something else with GPT-2.
+_MASK = re.compile(r"(?:^|\.)h\.\d+\.attn\.(?:masked_bias|bias|mask|tril)$")
+_OTHER_HEAD = re.compile(r"(?:score|v_head|value_head|classifier|qa_outputs|multiple_choice_head)\.")
 
 
 @functools.cache
@@ -125,20 +127,44 @@ def _is_transposed(path: tuple[str, ...], layout: Layout) -> bool:
     return path[-1] == "kernel" and (layout == "nanogpt" or path[0] == "lm_head")
 
 
+def left_out(state_dict: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The tensors that `params_of` has no use for, in words -> their names."""
+    of = {name: _bare(name) for name in state_dict}
+    return {
+        "what is of a head for another use": [name for name, bare in of.items() if _OTHER_HEAD.match(bare)],
+        "causal masks, which the model makes itself": [name for name, bare in of.items() if _MASK.search(bare)],
+    }
+
+
 def _normalized(state_dict: Mapping[str, np.ndarray]) -> StateDict:
-    """A copy with the names that GPT2LMHeadModel and nanoGPT's GPT give, and without masks."""
-    named = {name.removeprefix("_orig_mod."): value for name, value in state_dict.items()}
+    """A copy with the names that GPT2LMHeadModel and nanoGPT's GPT give, and without what is `left_out`."""
+    unused = {name for names in left_out(state_dict).values() for name in names}
+    named = {_bare(name): value for name, value in state_dict.items() if name not in unused}
+    if len(named) + len(unused) < len(state_dict):
+        raise UserError(
+            "the weights have one tensor under two names, with a wrapper's prefix and without; get them anew"
+        )
     if not any(name.startswith("transformer.") for name in named):
         named = {name if name == HEAD else f"transformer.{name}": value for name, value in named.items()}
-    return {name: value for name, value in named.items() if not _MASK.fullmatch(name)}
+    return named
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without what torch.compile and DistributedDataParallel put into it."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
 
 
 def _checked(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-    """`value` as float32, once it has the shape it should and a type that float32 holds exactly."""
+    """`value` as float32, once it has the shape it should and numbers that float32 can hold."""
     if value is None or value.shape != shape:
         raise _misfit(name, value, shape)
-    if value.dtype not in (np.float32, np.float16, jnp.bfloat16):
+    if value.dtype not in (np.float64, np.float32, np.float16, jnp.bfloat16):
         raise UserError(f"tensor {name} is {value.dtype}{list(shape)} where the model has float32{list(shape)}")
+    if value.dtype == np.float64 and np.abs(value).max(initial=0) > np.finfo(np.float32).max:
+        raise UserError(f"tensor {name} is float64 with numbers beyond float32's; the model cannot hold them")
     return value.astype(np.float32, copy=False)
 
 
@@ -155,7 +181,16 @@ def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(np.ascontiguousarray(one).view(np.uint32), other.view(np.uint32))
 
 
-def optimizer_order(config: GPTConfig) -> list[str]:
-    """The tensors as nanoGPT's optimizer numbers them: first those that decay, the matrices, then the vectors."""
-    shapes = shapes_of(config)
-    return [name_of(path) for path in sorted(shapes, key=lambda path: len(shapes[path]) < 2)]
+def optimizer_order(config: GPTConfig, decayed: int | None = None) -> list[str]:
+    """The tensors as nanoGPT's optimizer numbers them: first those that decay, the matrices, then the vectors.
+
+    Where `decayed` says that two matrices do not decay, it is the order of older versions: both groups by the alphabet,
+    and the two tables in the second.
+    """
+    shapes = {name_of(path): shape for path, shape in shapes_of(config).items()}
+    matrices = [name for name in shapes if len(shapes[name]) >= 2]
+    vectors = [name for name in shapes if len(shapes[name]) < 2]
+    tables = {TABLE, "transformer.wpe.weight"}
+    if decayed is not None and decayed == len(matrices) - len(tables):
+        return [*sorted(set(matrices) - tables), *sorted(tables | set(vectors))]
+    return [*matrices, *vectors]

@@ -21,13 +21,13 @@ from nanogpt_jax.config import MAX_VOCAB_SIZE
 from nanogpt_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
-UNKNOWN = ("refuse", "drop", "space")  # what may become of characters without a token
 
 # How GPT-2 cuts text before merging bytes (Radford et al., 2019): contractions, words, numbers, the rest, white space.
 # A word takes one space before it along, so a run of white space leaves its last character to the word that follows.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-TokenIds = npt.NDArray[np.uint16]
+TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+"""Of a vocabulary that token files can hold, uint16."""
 
 
 class Tokenizer(Protocol):
@@ -42,13 +42,13 @@ class Tokenizer(Protocol):
         """The id of `<|endoftext|>`, which stands between documents; None where there is no such token."""
 
     def encode(self, text: str) -> TokenIds:
-        """Token ids (N,) uint16 of a prompt, in which `<|endoftext|>` is that token wherever the vocabulary has it.
+        """Token ids (N,) of a prompt, in which `<|endoftext|>` is that token wherever the vocabulary has it.
 
         Raises `UserError` for a character that cannot be encoded.
         """
 
     def encode_ordinary(self, text: str) -> TokenIds:
-        """Token ids (N,) uint16 of a document, in which `<|endoftext|>` is text like any other."""
+        """Token ids (N,) of a document, in which `<|endoftext|>` is text like any other."""
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """The text of token ids (N,), with U+FFFD for bytes that are not UTF-8.
@@ -106,14 +106,14 @@ class CharTokenizer:
             position = int(np.argmin(ids))
             raise UserError(
                 f"the character {text[position]!r} (U+{ord(text[position]):04X}) at position {position:,} is not among "
-                f"the {self.vocab_size:,} of the vocabulary; leave it out (--unknown=drop or --unknown=space)"
+                f"the {self.vocab_size:,} characters of the vocabulary; leave it out, or prepare a data set that has it"
             )
         return ids.astype(np.uint16)
 
     encode_ordinary = encode
 
     def decode(self, ids: npt.ArrayLike) -> str:
-        return self._codepoints[_checked_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
+        return self._codepoints[checked_ids(ids, self.vocab_size)].tobytes().decode("utf-32-le")
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
         return self.decode(ids).encode()
@@ -125,12 +125,13 @@ class CharTokenizer:
         return {"type": "char", "characters": "".join(self.itos)}
 
 
-class _ByteBPE:
-    """Byte-level BPE by tiktoken: byte sequences with their ranks for ids, and `<|endoftext|>` as the last token."""
+class ByteBPE:
+    """Byte-level BPE by tiktoken: byte sequences with their `ranks` for ids, and `<|endoftext|>` as the last token."""
 
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
         import tiktoken  # not wanted by those who train on characters
 
+        self.ranks = ranks
         self.eot_token = len(ranks)
         self.vocab_size = len(ranks) + 1
         self._encoding = tiktoken.Encoding(
@@ -148,7 +149,7 @@ class _ByteBPE:
         return self._encode(text, special=set())
 
     def _encode(self, text: str, special: set[str]) -> TokenIds:
-        _require_unicode(text)
+        require_unicode(text)
         try:
             ids = self._encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         except ValueError:  # its regex gives up after a million steps back, which only white space can ask for
@@ -159,13 +160,13 @@ class _ByteBPE:
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
-        return self._encoding.decode_bytes(_checked_ids(ids, self.vocab_size).tolist())
+        return self._encoding.decode_bytes(checked_ids(ids, self.vocab_size).tolist())
 
     def cut(self, text: str) -> int:
         return word_cut(text)
 
 
-class GPT2Tokenizer(_ByteBPE):
+class GPT2Tokenizer(ByteBPE):
     """GPT-2's own BPE: 50,256 byte sequences, and `<|endoftext|>` as token 50256."""
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
@@ -176,7 +177,7 @@ class GPT2Tokenizer(_ByteBPE):
         return {"type": "gpt2"}
 
 
-class BPETokenizer(_ByteBPE):
+class BPETokenizer(ByteBPE):
     """A BPE learned from some text by Hugging Face's tokenizers, in words as GPT-2 cuts them.
 
     Token ids 0 to 255 are the bytes, then come the merged pieces in the order they were learned, then `<|endoftext|>`.
@@ -192,7 +193,7 @@ class BPETokenizer(_ByteBPE):
         Raises `UserError` for a merge that is no such pair or joins pieces not made before it.
         """
         self._merges = list(merges)
-        byte_of = {character: byte for byte, character in enumerate(_byte_alphabet())}
+        byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
         pieces = _pieces(self._merges)
         super().__init__("bpe", {bytes(byte_of[c] for c in piece): rank for rank, piece in enumerate(pieces)})
 
@@ -215,7 +216,7 @@ class BPETokenizer(_ByteBPE):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,  # <|endoftext|> is added by us
             min_frequency=2,
-            initial_alphabet=_byte_alphabet(),
+            initial_alphabet=byte_alphabet(),
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
@@ -237,9 +238,15 @@ def tokenizer_from_json(document: Any, gpt2_ranks: Callable[[], dict[bytes, int]
             return GPT2Tokenizer(gpt2_ranks())
         case {"type": "bpe", "merges": list(merges), **others} if not others:
             return BPETokenizer(merges)
+        case {"type": "hf", "tokenizer": dict(theirs), "end_of_text": str() | None as end_of_text, **others} if (
+            not others
+        ):
+            from nanogpt_jax.hf_tokenizer import HFTokenizer  # which brings a library
+
+            return HFTokenizer(theirs, end_of_text)
     raise UserError(
-        f"the tokenizer {shown(document)} is of no known form (char with its characters, gpt2, bpe with its "
-        "merges); prepare the data set again"
+        f"the tokenizer {shown(document)} is of no known form (char with its characters, gpt2, bpe with its merges, hf "
+        "with its tokenizer.json); prepare the data set again"
     )
 
 
@@ -254,30 +261,6 @@ def word_cut(text: str) -> int:
 
 
 _LAST_WORD_END = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
-
-
-def unknown_characters(tokenizer: Tokenizer, characters: Iterable[str]) -> list[str]:
-    """Those of `characters` without a token: not in a vocabulary of characters, or half of a UTF-16 pair."""
-    if isinstance(tokenizer, CharTokenizer):
-        return [character for character in characters if character not in tokenizer.stoi]
-    return [character for character in characters if "\ud800" <= character <= "\udfff"]
-
-
-def rescue(tokenizer: Tokenizer, characters: Iterable[str], unknown: str) -> dict[int, str]:
-    """What `str.translate` takes to `drop` the `characters` that have no token, or make each a `space`.
-
-    Raises `UserError` where the space has no token either.
-    """
-    strangers = unknown_characters(tokenizer, characters)
-    if unknown == "space" and strangers and unknown_characters(tokenizer, " "):
-        raise UserError("unknown=space needs a space, which the vocabulary lacks too; choose unknown=drop")
-    return {ord(character): " " if unknown == "space" else "" for character in strangers}
-
-
-def listed(characters: Sequence[str]) -> str:
-    """Characters as part of one line, the first few of them."""
-    shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:5])
-    return shown if len(characters) <= 5 else f"{shown} and {len(characters) - 5:,} others"
 
 
 def codepoints(text: str) -> npt.NDArray[np.uint32]:
@@ -308,7 +291,7 @@ def _require_vocab_size(size: int) -> None:
         )
 
 
-def _require_unicode(text: str) -> None:
+def require_unicode(text: str) -> None:
     """Refuse lone surrogates, which UTF-8 cannot hold and each library treats in its own way."""
     try:
         text.encode()
@@ -316,11 +299,11 @@ def _require_unicode(text: str) -> None:
         found = text[error.start]
         raise UserError(
             f"the text has {found!r} (U+{ord(found):04X}) at position {error.start:,}, "
-            "half of a UTF-16 pair and not a character; leave it out (--unknown=drop)"
+            "half of a UTF-16 pair and not a character; leave it out"
         ) from None
 
 
-def _checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.integer]:
+def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.integer]:
     """`ids` as an array (N,), once all are inside the vocabulary."""
     ids = np.asarray(ids)
     if not ids.size:
@@ -337,7 +320,7 @@ def _checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.integer]
     return ids
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """GPT-2's printable stand-in for each byte: the Latin-1 character, or the next from U+0100 on where it is blank."""
     blank = itertools.count(0x100)
     return [chr(b) if chr(b).isprintable() and chr(b) != " " else chr(next(blank)) for b in range(256)]
@@ -345,7 +328,7 @@ def _byte_alphabet() -> list[str]:
 
 def _pieces(merges: Sequence[str]) -> list[str]:
     """All pieces that `merges` make, the 256 single bytes first. Two merges may make the same piece."""
-    pieces = dict.fromkeys(_byte_alphabet())
+    pieces = dict.fromkeys(byte_alphabet())
     for merge in merges:
         halves = merge.split(" ") if isinstance(merge, str) else []
         if len(halves) != 2 or not all(half in pieces for half in halves) or "".join(halves) == END_OF_TEXT:
