@@ -36,11 +36,30 @@ def flags_of(settings: Mapping[str, object]) -> list[str]:
 
 def to_prepare(data_set: Path) -> str:
     """The command that prepares the data set which belongs in a folder; of one's own texts, FILE... stands for them."""
-    where = {} if data_set.parent.resolve() == _CHECKOUT / "data" else {"data_dir": data_set.parent}
     own_script = f"data/{data_set.name}/prepare.py"
     if (_CHECKOUT / own_script).is_file():
-        return pasteable(own_script, **where)
-    return pasteable("data/prepare.py", "FILE...", name=data_set.name, **where)
+        return pasteable(own_script, **_where_prepared(data_set))
+    return pasteable("data/prepare.py", "FILE...", name=data_set.name, **_where_prepared(data_set))
+
+
+def to_adopt(folder: Path) -> str:
+    """The command that takes over nanoGPT's token files in a folder, of which only a `meta.pkl` may say what they are.
+
+    Where its text does not lie beside them, TEXTFILE stands for it.
+    """
+    text = folder / "input.txt"  # what nanoGPT calls it
+    which = f"char:{text if text.is_file() else 'TEXTFILE'}" if (folder / "meta.pkl").exists() else "gpt2"
+    return pasteable("data/prepare.py", adopt=folder, tokenizer=which)
+
+
+def to_put_in_tokens_of(source: str, data_set: Path, **flags: object) -> str:
+    """The command that makes a data set of the text of another, with the tokenizer that `source` names."""
+    name = f"{data_set.name}-as-{Path(source).stem}"
+    return pasteable("data/prepare.py", data_set, tokenizer=source, name=name, **flags, **_where_prepared(data_set))
+
+
+def _where_prepared(data_set: Path) -> dict[str, object]:
+    return {} if data_set.parent.resolve() == _CHECKOUT / "data" else {"data_dir": data_set.parent}
 
 
 def to_train_on(data_set: Path) -> str:

@@ -107,10 +107,10 @@ def open_tokens(
         size = sum(os.path.getsize(each) for each in paths)
         raise _damaged(_named(paths), size, f"{2 * expected:,} bytes ({expected:,} tokens)") from None
     if len(tokens) <= block_size:
-        raise UserError(
-            f"block_size={block_size} does not fit {_named(paths)}, which has {len(tokens):,} tokens; "
-            f"choose at most {len(tokens) - 1}"
-        )
+        short = f"block_size={block_size} does not fit {_named(paths)}, which has {len(tokens):,} token"
+        if len(tokens) == 1:
+            raise UserError(f"{short}, and none to predict; prepare a longer text, or another val_fraction")
+        raise UserError(f"{short}s; choose at most {len(tokens) - 1}, or prepare a longer text")
     file = TokenFile(tokens, path, vocab_size)
     for start in range(0, min(len(tokens), _CHECKED_AHEAD), _CHUNK):
         _check_vocabulary(file, tokens[start : start + _CHUNK], start)

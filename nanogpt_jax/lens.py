@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
 def rendered(settings: LensSettings) -> str:
     """The page. Raises `UserError` if there are no weights, or the text cannot be encoded or does not fit."""
     weights, tokenizer = open_model(settings)
-    prompt = tokenizer.encode(prompt_text(settings.start))
+    prompt = tokenizer.encode(prompt_text(settings, tokenizer))
     shape = Settings(**weights.settings, dtype="float32")
     model = build_model(shape, weights.vocab_size, jax.default_backend())
     is_bigram = shape.model == "bigram"  # which looks at one token, however many there are

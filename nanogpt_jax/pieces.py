@@ -10,8 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from nanogpt_jax.tokenizer import codepoints, word_cut
+from nanogpt_jax.tokenizer import codepoints
 
 LONGEST_UNCUT = 1 << 17  # characters without a place to cut, after which they are cut anyway
 WORKERS = min(os.cpu_count() or 1, 8)
@@ -43,19 +44,32 @@ def recut(chunks: Iterable[str], cut: Callable[[str], int], longest: int = LONGE
 
 
 class Census(NamedTuple):
-    """What a text is made of."""
+    """How often each character occurs in a text."""
 
-    length: int  # in characters
-    characters: list[str]  # the different ones, sorted
+    counts: npt.NDArray[np.int64]  # by code point
+
+    @property
+    def length(self) -> int:
+        """Of the text, in characters."""
+        return int(self.counts.sum())
+
+    @property
+    def characters(self) -> list[str]:
+        """The different ones, sorted."""
+        return [chr(i) for i in np.flatnonzero(self.counts)]
+
+    def count(self, characters: Iterable[str]) -> int:
+        """How often any of `characters` occurs."""
+        return int(self.counts[[ord(character) for character in characters]].sum())
 
 
 def census(chunks: Iterable[str]) -> Census:
     """Count a text."""
-    length, seen = 0, np.zeros(sys.maxunicode + 1, bool)
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
     for chunk in chunks:
-        length += len(chunk)
-        seen[codepoints(chunk)] = True
-    return Census(length, [chr(i) for i in np.flatnonzero(seen)])
+        found = np.bincount(codepoints(chunk))
+        counts[: len(found)] += found
+    return Census(counts)
 
 
 def split_at(chunks: Iterable[str], n_train: int) -> Iterator[tuple[Split, str]]:
@@ -69,12 +83,12 @@ def split_at(chunks: Iterable[str], n_train: int) -> Iterator[tuple[Split, str]]
         left -= len(chunk)
 
 
-def in_pieces(text: str, size: int) -> Iterator[str]:
-    """A text in pieces of at most about `size` characters that end where a BPE allows; a short one as it is."""
+def in_pieces(text: str, size: int, cut: Callable[[str], int]) -> Iterator[str]:
+    """A text in pieces of at most about `size` characters that end where `cut` allows; a short one as it is."""
     if len(text) <= size:
         yield text
     else:
-        yield from recut((text[i : i + size] for i in range(0, len(text), size)), word_cut, size)
+        yield from recut((text[i : i + size] for i in range(0, len(text), size)), cut, size)
 
 
 def first(texts: Iterable[str], characters: int) -> Iterator[str]:

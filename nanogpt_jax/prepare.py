@@ -6,28 +6,21 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from nanogpt_jax import assets
+from nanogpt_jax.commands import pasteable
+from nanogpt_jax.encode import TRAINING_CHARACTERS, Part, encode, require_tokenizer
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.files import replace_when_whole
-from nanogpt_jax.pieces import LONGEST_UNCUT, Split, census, first, in_order, in_pieces, recut, split_at
-from nanogpt_jax.prepared import Meta, require_shard, write_data_set
+from nanogpt_jax.pieces import LONGEST_UNCUT, Split, census, in_pieces, recut, split_at
+from nanogpt_jax.prepared import Meta
 from nanogpt_jax.sources import CHUNK, plain_os_errors, progress, read_text, require_regular_files
-from nanogpt_jax.tokenizer import (
-    MAX_VOCAB_SIZE,
-    BPETokenizer,
-    CharTokenizer,
-    GPT2Tokenizer,
-    TokenIds,
-    Tokenizer,
-    word_cut,
-)
+from nanogpt_jax.tokenizer import Tokenizer
 
-TRAINING_PIECE = 1 << 12  # characters that a BPE learns from at a time, and so nearly the longest word it sees
-TRAINING_CHARACTERS = 1 << 28  # that a BPE learns from at most, since every different word is held in memory
+MARKED_UP = (".jsonl", ".json", ".csv", ".tsv", ".html", ".xml")
+"""Endings of files that hold text in a form of their own."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,7 @@ class Summary:
     unit: str
     length: int
     meta: Meta
+    remarks: tuple[str, ...] = ()  # what a user may not expect, in sentences
 
     def __str__(self) -> str:
         return (
@@ -52,125 +46,130 @@ class Summary:
 def prepare_text(
     sources: Sequence[Path],
     folder: Path,
-    tokenizer: str = "char",
+    tokenizer: str | Tokenizer = "char",
     val_fraction: float = 0.1,
     *,
+    unknown: str = "refuse",
     chunk: int = CHUNK,
     shard_tokens: int | None = None,
 ) -> Summary:
     """Make `folder` a data set of UTF-8 text files, taken one after the other as they are, line ends included.
 
     The first `1 - val_fraction` of the characters are for training, the rest for validation, encoded separately as in
-    nanoGPT. `tokenizer` is `char`, `gpt2` or `bpe:SIZE`; a BPE learns from the training characters alone, evenly
-    thinned to `TRAINING_CHARACTERS`. Files are read `chunk` bytes at a time, twice, and thrice for a BPE that is
-    trained. With `shard_tokens` a split lies in files of that many tokens, `train_000.bin` and so on. Raises
-    `UserError` where a file cannot be read or is not UTF-8, or there is too little text.
+    nanoGPT. `tokenizer` is `char`, `gpt2`, `bpe:SIZE` or an existing one; a BPE learns from the training characters
+    alone, evenly thinned to `TRAINING_CHARACTERS`. Characters that an existing one lacks are named in a `UserError`, or
+    dropped or made spaces: `unknown` is `refuse`, `drop` or `space`. Files are read `chunk` bytes at a time, twice, and
+    thrice for a BPE that is trained. With `shard_tokens` a split lies in files of that many tokens, `train_000.bin` and
+    so on. Raises `UserError` where a file cannot be read or is not UTF-8, or there is too little text.
     """
-    size = _bpe_size(tokenizer)
+    require_tokenizer(tokenizer)
     _require_fraction(val_fraction)
-    require_shard(shard_tokens)
     require_regular_files(sources)
-    length, characters = census(read_text(sources, chunk, "reading"))
+    found = census(read_text(sources, chunk, "reading"))
     names = ", ".join(map(str, sources))
-    if length == 0:
+    if found.length == 0:
         raise UserError(f"{names}: there is no text (0 characters); give a file with text in it")
-    n_train = int(length * (1 - val_fraction))
-    if not 0 < n_train < length:
+    n_train = int(found.length * (1 - val_fraction))
+    if not 0 < n_train < found.length:
         raise UserError(
-            f"{names}: {length} characters are too few to split with val_fraction={val_fraction}; give more"
+            f"{names}: {found.length} characters are too few to split with val_fraction={val_fraction}; give more"
         )
 
-    if size is not None:
-        stride = -(-n_train // TRAINING_CHARACTERS)
-        parts = split_at(read_text(sources, TRAINING_PIECE, "learning the tokenizer"), n_train)
-        training = recut((text for split, text in parts if split == "train"), word_cut, TRAINING_PIECE)
-        made: Tokenizer = BPETokenizer.train(itertools.islice(training, 0, None, stride), size)
-    else:
-        made = CharTokenizer(characters) if tokenizer == "char" else GPT2Tokenizer(assets.gpt2_ranks())
+    def parts(label: str, cut: Callable[[str], int]) -> Iterator[Part]:
+        length = 0
+        split_text = split_at(read_text(sources, chunk, label), n_train)
+        for split, group in itertools.groupby(split_text, key=lambda part: part[0]):
+            for piece in recut((text for _, text in group), cut):
+                length += len(piece)
+                yield Part(split, piece)
+        if length != found.length:
+            raise UserError(f"{names}: {length:,} characters where there were {found.length:,} just now; try again")
 
-    def pieces() -> Iterator[tuple[Split, str]]:
-        found = 0
-        parts = split_at(read_text(sources, chunk, "encoding"), n_train)
-        for split, group in itertools.groupby(parts, key=lambda part: part[0]):
-            for piece in recut((text for _, text in group), made.cut):
-                found += len(piece)
-                yield split, piece
-        if found != length:
-            raise UserError(f"{names}: {found:,} characters where there were {length:,} just now; try again")
+    stride = -(-n_train // TRAINING_CHARACTERS)
+    meta, remarks = encode(parts, folder, tokenizer, unknown, shard_tokens, what=names, found=found, stride=stride)
+    return Summary(folder, "characters", found.length, meta, (*_of_other_formats(sources), *remarks))
 
-    def encode(piece: tuple[Split, str]) -> tuple[Split, TokenIds]:
-        return piece[0], made.encode_ordinary(piece[1])
 
-    meta = write_data_set(folder, made, in_order(encode, pieces()), shard_tokens)
-    return Summary(folder, "characters", length, meta)
+def _of_other_formats(sources: Sequence[Path]) -> Iterator[str]:
+    """Remarks on files that are more than text by their names."""
+    for path in sources:
+        if path.suffix.lower() in MARKED_UP:
+            remark = f"{path} was taken as plain text, with all its marks"
+            if path.suffix.lower() == ".jsonl":
+                remark += f"; for the `text` of each line: {pasteable('data/openwebtext/prepare.py', path)}"
+            yield remark
 
 
 @plain_os_errors("preparing documents")
 def prepare_documents(
     documents: Iterable[str],
     folder: Path,
-    tokenizer: str = "gpt2",
+    tokenizer: str | Tokenizer = "gpt2",
     val_fraction: float = 0.0005,
     seed: int = 2357,
     *,
+    unknown: str = "refuse",
     shard_tokens: int | None = None,
 ) -> Summary:
-    """Make `folder` a data set of documents, each followed by the end-of-text token.
+    """Make `folder` a data set of documents, each followed by the end-of-text token; by a line end, of characters.
 
-    Whether a document is for validation depends on `seed` and its index alone, see `is_validation`. `tokenizer` is
-    `gpt2` or `bpe:SIZE`; for the latter the documents are gone through twice, the first time until
-    `TRAINING_CHARACTERS` have been learned from. Raises `UserError` where either split would be empty.
+    Whether a document is for validation depends on `seed` and its index alone, see `is_validation`; where that would
+    leave a split empty, the document that is nearest to it by its hash goes there. `tokenizer` and `unknown` are as in
+    `prepare_text`. Except for GPT-2's tokens the documents are gone through twice; for a BPE, the first time until
+    `TRAINING_CHARACTERS` have been learned from. Raises `UserError` for less than two documents.
     """
-    size = _bpe_size(tokenizer)
+    require_tokenizer(tokenizer)
     _require_fraction(val_fraction)
-    require_shard(shard_tokens)
-    if tokenizer == "char":
-        raise UserError("tokenizer=char has no token to end a document with; choose gpt2 or bpe:SIZE")
-    if size is not None and iter(documents) is documents:
-        raise TypeError("to train a BPE, documents must be an iterable that can be gone through twice")
-    if size is not None:
-        training = (text for i, text in enumerate(documents) if not is_validation(seed, i, val_fraction))
-        small = (piece for text in training for piece in in_pieces(text, TRAINING_PIECE))
-        made: Tokenizer = BPETokenizer.train(first(small, TRAINING_CHARACTERS), size)
-    else:
-        made = GPT2Tokenizer(assets.gpt2_ranks())
+    if iter(documents) is documents and tokenizer != "gpt2":
+        raise TypeError("documents must be an iterable that can be gone through twice, or tokenizer='gpt2'")
+    documents, moved = _in_both_splits(documents, seed, val_fraction)
     count = 0
 
-    def counted() -> Iterator[tuple[int, str]]:
+    def parts(label: str, cut: Callable[[str], int]) -> Iterator[Part]:
         nonlocal count
-        with progress("encoding documents", None) as advance:
-            for count, document in enumerate(documents, start=1):
-                yield count - 1, document
+        count = 0
+        with progress(f"{label} documents", None) as advance:
+            for index, document in enumerate(documents):
+                split: Split = "val" if is_validation(seed, index, val_fraction) != (index == moved) else "train"
+                *before, last = in_pieces(document, LONGEST_UNCUT, cut)
+                yield from (Part(split, piece, name=f"document {index:,}") for piece in before)
+                yield Part(split, last, ends=True, name=f"document {index:,}")
+                count = index + 1
                 advance(1)
 
-    def encode(numbered: tuple[int, str]) -> tuple[Split, TokenIds]:
-        index, document = numbered
-        try:
-            ids = [made.encode_ordinary(piece) for piece in in_pieces(document, LONGEST_UNCUT)]
-        except UserError as error:
-            raise UserError(f"document {index:,}: {error}") from None
-        split: Split = "val" if is_validation(seed, index, val_fraction) else "train"
-        return split, np.append(np.concatenate(ids), np.uint16(made.eot_token))
+    meta, remarks = encode(parts, folder, tokenizer, unknown, shard_tokens, what="the documents")
+    return Summary(folder, "documents", count, meta, tuple(remarks))
 
-    def parts() -> Iterator[tuple[Split, TokenIds]]:
-        empty: set[Split] = {"train", "val"}
-        for split, ids in in_order(encode, counted()):
-            empty.discard(split)
-            yield split, ids
-        if empty:
+
+def _in_both_splits(documents: Iterable[str], seed: int, val_fraction: float) -> tuple[Iterable[str], int | None]:
+    """The documents again, and the one among few that must change its split so that neither is empty."""
+    seen: list[str] = []
+    drawn: list[Fraction] = []
+    iterator = iter(documents)
+    for index, document in enumerate(iterator):
+        seen.append(document)
+        drawn.append(_draw(seed, index))
+        if min(drawn) < val_fraction <= max(drawn):
+            break
+    else:
+        if len(drawn) < 2:
             raise UserError(
-                f"{count:,} documents with val_fraction={val_fraction} leave {' and '.join(sorted(empty))} empty; "
-                "give more documents, or another val_fraction"
+                f"there are too few documents for two splits ({len(drawn)}); give more, or take the text as one: "
+                + pasteable("data/prepare.py", "FILE...")
             )
-
-    meta = write_data_set(folder, made, parts(), shard_tokens)
-    return Summary(folder, "documents", count, meta)
+        nearest = min(drawn) if val_fraction <= min(drawn) else max(drawn)
+        return seen, drawn.index(nearest)
+    return itertools.chain(seen, iterator) if iterator is documents else documents, None
 
 
 def is_validation(seed: int, index: int, val_fraction: float) -> bool:
     """Whether document `index` is for validation: a hash of (seed, index), read as a number in [0, 1), is below."""
+    return _draw(seed, index) < val_fraction
+
+
+def _draw(seed: int, index: int) -> Fraction:
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < val_fraction * 2**64
+    return Fraction(int.from_bytes(digest, "little"), 2**64)
 
 
 def prepare_shakespeare_char(folder: Path) -> Summary:
@@ -198,21 +197,6 @@ def _prepare_shakespeare(folder: Path, tokenizer: str) -> Summary:
     with replace_when_whole(folder / "input.txt") as file:
         file.write(text.encode())
     return prepare_text([folder / "input.txt"], folder, tokenizer)
-
-
-def _bpe_size(tokenizer: str) -> int | None:
-    """SIZE of `bpe:SIZE`, None for `char` and `gpt2`. Raises `UserError` for anything else."""
-    if tokenizer in ("char", "gpt2"):
-        return None
-    kind, _, size = tokenizer.partition(":")
-    least = BPETokenizer.MIN_VOCAB_SIZE
-    if kind != "bpe" or not (
-        size.isascii() and size.isdigit() and len(size) < 7 and least <= int(size) <= MAX_VOCAB_SIZE
-    ):
-        raise UserError(
-            f"tokenizer={tokenizer} is not char, gpt2 or bpe:SIZE, SIZE from {least} to {MAX_VOCAB_SIZE}; choose one"
-        )
-    return int(size)
 
 
 def _require_fraction(val_fraction: float) -> None:

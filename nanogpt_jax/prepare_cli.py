@@ -2,37 +2,76 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from nanogpt_jax.commands import to_train_on
+from nanogpt_jax import assets
+from nanogpt_jax.commands import pasteable, to_train_on
+from nanogpt_jax.config import PRETRAINED, require_choice
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.flags import Parser
+from nanogpt_jax.from_tokens import adopt, prepare_data_set
+from nanogpt_jax.pieces import census
 from nanogpt_jax.prepare import KNOWN, Summary, prepare_documents, prepare_text
-from nanogpt_jax.sources import Documents
+from nanogpt_jax.prepared import load_meta, load_tokenizer
+from nanogpt_jax.sources import CHUNK, Documents, plain_os_errors, read_text, require_regular_files
+from nanogpt_jax.tokenizer import UNKNOWN, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 
 def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     """`python data/prepare.py FILE...`; 0, or a `UserError` for wrong use."""
-    parser = Parser(
-        "python data/prepare.py FILE... [--name=value ...]",
-        "Make a data set of your own UTF-8 text: train.bin, val.bin and meta.json in DATA_DIR/NAME.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="text files, taken one after the other")
+    parser = Parser("python data/prepare.py FILE... [--name=value ...]", _DESCRIPTION)
     parser.add_argument(
-        "--tokenizer", metavar="WHICH", default="char", help="char, gpt2, or bpe:SIZE to train one on the text (char)"
+        "files", nargs="*", default=[], metavar="FILE", type=Path, help="text files, or the folder of one data set"
     )
+    parser.add_argument("--adopt", metavar="DIR", type=Path, help="take over the train.bin and val.bin in DIR")
+    _add_tokenizer(parser, "char")
     parser.add_argument("--name", help="of the data set (the first file's name without its ending)")
-    parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
     parser.add_argument("--val_fraction", default=0.1, type=float, metavar="X", help="the end, for validation (0.1)")
-    _add_shard_tokens(parser)
+    _add_places(parser, data_dir)
     given = parser.parse(argv)
-    name = given.get("name", given["files"][0].stem)
-    _require_name(name)
-    folder, shard_tokens = given["data_dir"] / name, given["shard_tokens"]
-    return _report(
-        prepare_text(given["files"], folder, given["tokenizer"], given["val_fraction"], shard_tokens=shard_tokens)
-    )
+    if "adopt" in given:
+        return _adopt(given)
+    if not given["files"]:
+        raise UserError("no FILE is named; name text files, as in: " + pasteable("data/prepare.py", "letters.txt"))
+    folder = _folder(given, given.get("name", given["files"][0].stem))
+    tokenizer, options = _tokenizer(given.get("tokenizer", "char"), given["data_dir"]), _options(given)
+    if len(given["files"]) == 1 and given["files"][0].is_dir():
+        return _report(prepare_data_set(given["files"][0], folder, tokenizer, **options))
+    return _report(prepare_text(given["files"], folder, tokenizer, given["val_fraction"], **options))
+
+
+_DESCRIPTION = """\
+Make a data set of your own UTF-8 text: train.bin, val.bin and meta.json in DATA_DIR/NAME.
+
+  python data/prepare.py letters.txt                                     one token for each character
+  python data/prepare.py letters.txt --tokenizer=gpt2                    GPT-2's tokens
+  python data/prepare.py letters.txt --tokenizer=out-shakespeare-char    the tokens of a model, to train it on
+  python data/prepare.py data/letters --tokenizer=gpt2 --name=letters2   a data set's text in other tokens
+  python data/prepare.py --adopt=../nanoGPT/data/shakespeare_char --tokenizer=char:input.txt
+
+WHICH tokenizer is char, gpt2, bpe:SIZE to train one on the text, char:TEXTFILE for the characters of a file, or an
+existing one by where it is: a data set's name or folder, a run's folder, a checkpoint."""
+
+
+def _adopt(given: dict[str, Any]) -> int:
+    which = given.get("tokenizer")
+    if which is None or which == "char" or which.startswith("bpe:") or given["files"]:
+        raise UserError(
+            "--adopt=DIR takes no FILE, and needs the --tokenizer=WHICH that the tokens were made with: gpt2, "
+            "char:TEXTFILE, or a data set, a run or a checkpoint"
+        )
+    tokenizer = _tokenizer(which, given["data_dir"])
+    if isinstance(tokenizer, str):
+        tokenizer = GPT2Tokenizer(assets.gpt2_ranks())
+    of_a_text = which.startswith("char:")
+    if of_a_text:  # nanoGPT takes \r\n for \n
+        tokenizer = CharTokenizer(character for character in tokenizer.itos if character != "\r")
+    folder = _folder(given, given["name"]) if "name" in given else None
+    options = {"all_occur": of_a_text, "shard_tokens": given["shard_tokens"]}
+    return _report(adopt(given["adopt"], tokenizer, folder, **options))
 
 
 def main_known(name: str, argv: Sequence[str], data_dir: Path = Path("data")) -> int:
@@ -50,40 +89,91 @@ def main_openwebtext(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     parser = Parser(
         "python data/openwebtext/prepare.py [FILE...] [--name=value ...]",
         "Make a data set of documents, each followed by the end-of-text token: of local files, or of OpenWebText,\n"
-        "which the datasets library fetches (pip install -e '.[datasets]'; some 40 GB of text).",
+        "fetched from Hugging Face's hub file by file into its cache (pip install -e '.[datasets]'; 40 GB of text).",
     )
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", type=Path, help="*.parquet or *.jsonl with a column `text`, or *.txt"
+        "files",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        type=Path,
+        help="*.parquet or *.jsonl with a column `text`, or *.txt",
     )
-    parser.add_argument(
-        "--tokenizer", metavar="WHICH", default="gpt2", help="gpt2, or bpe:SIZE to train one on the documents (gpt2)"
-    )
+    _add_tokenizer(parser, "gpt2")
+    parser.add_argument("--name", default="openwebtext", help="of the data set (openwebtext)")
     parser.add_argument("--num_docs", default=None, type=int, metavar="N", help="take the first N documents (all)")
     parser.add_argument("--val_fraction", default=0.0005, type=float, metavar="X", help="for validation (0.0005)")
     parser.add_argument("--seed", default=2357, type=int, metavar="N", help="draws the validation documents (2357)")
-    parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
-    _add_shard_tokens(parser)
+    _add_places(parser, data_dir)
     given = parser.parse(argv)
     if given["num_docs"] is not None and given["num_docs"] < 2:
         raise UserError(f"num_docs={given['num_docs']} is less than 2, one for each split; give more")
     documents = Documents(tuple(given["files"]), given["num_docs"])
-    folder = given["data_dir"] / "openwebtext"
-    options = (given["tokenizer"], given["val_fraction"], given["seed"])
-    return _report(prepare_documents(documents, folder, *options, shard_tokens=given["shard_tokens"]))
+    folder = _folder(given, given["name"])
+    tokenizer = _tokenizer(given.get("tokenizer", "gpt2"), given["data_dir"])
+    made = prepare_documents(documents, folder, tokenizer, given["val_fraction"], given["seed"], **_options(given))
+    return _report(made)
 
 
-def _add_shard_tokens(parser: Parser) -> None:
+def _add_tokenizer(parser: Parser, default: str) -> None:
+    parser.add_argument(
+        "--tokenizer", metavar="WHICH", help=f"char, gpt2, bpe:SIZE, char:TEXTFILE, or an existing one ({default})"
+    )
+    parser.add_argument(
+        "--unknown",
+        metavar="{" + ",".join(UNKNOWN) + "}",
+        default="refuse",
+        help="what becomes of characters that an existing tokenizer lacks (refuse)",
+    )
+
+
+def _add_places(parser: Parser, data_dir: Path) -> None:
+    parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
     parser.add_argument(
         "--shard_tokens", default=None, type=int, metavar="N", help="files of N tokens, train_000.bin and so on (one)"
     )
 
 
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    require_choice("unknown", given["unknown"], UNKNOWN)
+    return {name: given[name] for name in ("unknown", "shard_tokens")}
+
+
+@plain_os_errors("looking for a tokenizer")
+def _tokenizer(which: str, data_dir: Path) -> str | Tokenizer:
+    """The tokenizer that a flag names, or the flag itself where one is to be made; `UserError` if there is none."""
+    if which in ("char", *PRETRAINED) or which.startswith("bpe:"):
+        return "gpt2" if which in PRETRAINED else which
+    if which.startswith("char:"):
+        path = Path(which.removeprefix("char:"))
+        require_regular_files([path])
+        return CharTokenizer(census(read_text([path], CHUNK, "reading")).characters)
+    path = Path(which)
+    for folder in (data_dir / which, path, path.parent if path.name == "meta.json" else path):
+        if which and (folder / "meta.json").is_file():
+            return load_tokenizer(load_meta(folder).tokenizer)
+    if not which or not path.exists():
+        raise UserError(
+            f"tokenizer={which} is not char, gpt2, bpe:SIZE, char:TEXTFILE, a data set in {data_dir}, nor the path "
+            "of one, of a run or of a checkpoint; choose one"
+        )
+    from nanogpt_jax.loading import open_weights  # slow to import
+
+    found = open_weights(which, str(data_dir)).tokenizer
+    if found is None:
+        raise UserError(f"tokenizer={which} does not say what its tokens are; name the data set that it was trained on")
+    return load_tokenizer(found)
+
+
 def _report(summary: Summary) -> int:
     print(f"{summary}\ntrain on it with: {to_train_on(summary.folder)}")
+    for remark in summary.remarks:
+        print(f"note: {remark}", file=sys.stderr)
     return 0
 
 
-def _require_name(name: str) -> None:
-    """Refuse a name that would not be a folder of its own inside the data folder."""
+def _folder(given: dict[str, Any], name: str) -> Path:
+    """Where the data set goes. Refuses a name that would not be a folder of its own inside the data folder."""
     if not name.strip(".") or not name.isprintable() or any(mark in name for mark in "/\\"):
         raise UserError(f"name={name!r} can't be the name of a folder; choose one with --name=NAME, without / or \\")
+    return given["data_dir"] / name

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nanogpt_jax import assets
-from nanogpt_jax.commands import to_prepare
+from nanogpt_jax.commands import to_adopt, to_prepare
 from nanogpt_jax.errors import UserError, in_short
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.pieces import Split
@@ -23,9 +25,6 @@ from nanogpt_jax.tokenizer import MAX_VOCAB_SIZE, TokenIds, Tokenizer, shown, to
 
 LEAST_SHARD = 1024  # tokens; smaller ones would be thousands of open files
 LARGEST_META = 1 << 26  # bytes; 65,536 merges take a few million
-
-OWN_SCRIPTS = ("shakespeare_char", "shakespeare", "openwebtext")
-"""Data sets with a `prepare.py` of their own."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class Meta:
     tokenizer: dict[str, Any]
     files: dict[str, list[str]] | None = None
 
+    def to_bytes(self) -> bytes:
+        """What `meta.json` holds."""
+        document = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
     def shards(self, split: str) -> Sequence[str]:
         """The files of a split; none where it is one file under its own name."""
         return () if self.files is None else self.files[split]
@@ -56,10 +60,13 @@ def load_meta(folder: Path) -> Meta:
     except (FileNotFoundError, NotADirectoryError):
         if (folder / "meta.pkl").exists():
             raise UserError(
-                f"{folder} has meta.pkl and no meta.json; a pickle can run code and is not read here, "
-                f"prepare the data set anew: {to_prepare(folder)}"
+                f"{folder} has meta.pkl and no meta.json; a pickle can run code and is not read here, so say "
+                f"what its tokens are: {to_adopt(folder)}"
             ) from None
-        raise UserError(f"{folder} is not a prepared data set (no meta.json); run: {to_prepare(folder)}") from None
+        adopt = f", or take its token files over: {to_adopt(folder)}" if (folder / "train.bin").is_file() else ""
+        raise UserError(
+            f"{folder} is not a prepared data set (no meta.json); run: {to_prepare(folder)}{adopt}"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; check who may read it") from error
 
@@ -115,8 +122,7 @@ def write_data_set(
             sizes = (splits["train"].tokens, splits["val"].tokens)
             names = None if shard_tokens is None else {split: files.names for split, files in splits.items()}
             meta = Meta(tokenizer.vocab_size, "uint16", *sizes, tokenizer.to_json(), names)
-            document = {name: value for name, value in asdict(meta).items() if value is not None}
-            seal.write(json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
+            seal.write(meta.to_bytes())
             for file in (seal, *splits["val"].files, *splits["train"].files):
                 file.flush()
                 os.fsync(file.fileno())
@@ -127,6 +133,26 @@ def write_data_set(
                 folder.rmdir()
         raise
     return meta
+
+
+def token_files(folder: Path, meta: Meta, split: str) -> list[Path]:
+    """The files of a split, in their order."""
+    return [folder / name for name in meta.shards(split) or (f"{split}.bin",)]
+
+
+def token_chunks(paths: Iterable[Path]) -> Iterator[TokenIds]:
+    """The tokens of files one after the other, a million at a time. Raises `UserError` for half a token."""
+    for path in paths:
+        with open(path, "rb") as file:
+            while data := file.read(_CHUNK):
+                if len(data) % 2:
+                    raise UserError(
+                        f"{path} has an odd number of bytes and tokens have two; it is damaged, copy it again"
+                    )
+                yield np.frombuffer(data, "<u2").astype(np.uint16)
+
+
+_CHUNK = 1 << 21  # bytes
 
 
 class _SplitFiles:

@@ -29,7 +29,7 @@ from nanogpt_jax.loading import Weights, build_model, open_weights
 from nanogpt_jax.prepared import load_tokenizer
 from nanogpt_jax.run_folder import newest_run
 from nanogpt_jax.sampling import SamplingConfig
-from nanogpt_jax.tokenizer import Tokenizer
+from nanogpt_jax.tokenizer import UNKNOWN, CharTokenizer, Tokenizer, rescue
 from nanogpt_jax.training import purpose_key
 
 _TOKENS_AT_A_TIME = 16
@@ -44,6 +44,7 @@ class TextSettings:
     init_from: str = setting("resume", "model", "resume: the run in out_dir; or weights by name or path, as train.py takes them")
     out_dir: str | None = setting(None, "model", "the run's folder; none: the newest of ./out*")
     start: str = setting("\n", "text", "the prompt, or FILE:PATH to read it from a file")
+    unknown: Literal["refuse", "drop", "space"] = setting("refuse", "text", "what becomes of the prompt's characters that the vocabulary lacks", UNKNOWN)
     temperature: float = setting(0.8, "text", "below 1 bolder, above 1 wilder; 0 always takes the likeliest token")
     top_k: int | None = setting(200, "text", "draw from the k likeliest tokens only; none: from all")
     top_p: float | None = setting(None, "text", "draw from the fewest tokens that hold this much probability")
@@ -55,6 +56,7 @@ class TextSettings:
         require_at_least("seed", self.seed, 0)
         require_32_bits(self)
         require_choice("accelerator", self.accelerator, ACCELERATORS)
+        require_choice("unknown", self.unknown, UNKNOWN)
         self.sampling_config(None)
 
     def sampling_config(self, vocab_size: int | None) -> SamplingConfig:
@@ -87,7 +89,7 @@ def sample_text(settings: SampleSettings) -> None:
     Raises `UserError` if there are no weights or the tokenizer cannot encode the prompt.
     """
     weights, tokenizer = open_model(settings)
-    start = prompt_text(settings.start)
+    start = prompt_text(settings, tokenizer)
     prompt = tokenizer.encode(start)
 
     shape = Settings(**weights.settings, dtype=settings.dtype)
@@ -156,12 +158,27 @@ class _Writer:
         sys.stdout.flush()
 
 
-def prompt_text(start: str) -> str:
-    """The prompt itself, or what the file it names holds."""
-    if not start.startswith("FILE:"):
-        return start
+def prompt_text(settings: TextSettings, tokenizer: Tokenizer) -> str:
+    """The prompt, from the file if it names one, made fit for `tokenizer` as far as `settings.unknown` says.
+
+    Line ends of a file are read as nanoGPT reads them, \\r\\n as \\n, but where the vocabulary has \\r. A vocabulary
+    without a line end begins with its first character where no prompt is given. Raises `UserError` for a file that
+    cannot be read.
+    """
+    start = settings.start
+    if start.startswith("FILE:"):
+        start = _file_text(start)
+        if not (isinstance(tokenizer, CharTokenizer) and "\r" in tokenizer.stoi):
+            start = start.replace("\r\n", "\n").replace("\r", "\n")
+    elif start == TextSettings.start and isinstance(tokenizer, CharTokenizer) and start not in tokenizer.stoi:
+        start = tokenizer.itos[0]
+        print(f"start: {start!r}, since the vocabulary has no line end to begin with", file=sys.stderr)
+    return start if settings.unknown == "refuse" else start.translate(rescue(tokenizer, set(start), settings.unknown))
+
+
+def _file_text(start: str) -> str:
     try:
-        return Path(start.removeprefix("FILE:")).read_bytes().decode("utf-8")
+        return Path(start.removeprefix("FILE:")).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"start={start} cannot be read ({error.strerror}); name a text file after FILE:") from error
     except UnicodeDecodeError as error:

@@ -9,21 +9,28 @@ import codecs
 import contextlib
 import errno
 import functools
+import importlib.util
 import itertools
 import json
+import logging
 import os
+import shlex
 import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nanogpt_jax.commands import pasteable
 from nanogpt_jax.errors import UserError, in_short
 from nanogpt_jax.tokenizer import shown
 
 CHUNK = 1 << 18  # bytes read at a time
 SECONDS_BETWEEN_LINES = 10  # of progress, where there is no terminal to draw a bar on
+OPENWEBTEXT = "Skylion007/openwebtext"  # by Gokaslan and Cohen, 2019, at Hugging Face's hub
+HUB_SECONDS = 10  # for an answer of the hub
 
 
 @contextlib.contextmanager
@@ -44,10 +51,13 @@ def plain_os_errors(doing: str) -> Iterator[None]:
 
 
 def read_text(paths: Sequence[Path], chunk: int, label: str) -> Iterator[str]:
-    """The text of UTF-8 files, one after the other, `chunk` bytes at a time; other bytes are named by their place."""
+    """The text of UTF-8 files, one after the other, `chunk` bytes at a time; other bytes are named by their place.
+
+    A byte order mark at the beginning of a file is no text.
+    """
     with progress(label, sum(os.path.getsize(path) for path in paths)) as advance:
         for path in paths:
-            decoder, position, data = codecs.getincrementaldecoder("utf-8")(), 0, b"."
+            decoder, position, data = codecs.getincrementaldecoder("utf-8-sig")(), 0, b"."
             with open(path, "rb") as file:
                 while data:
                     data = file.read(chunk)
@@ -57,7 +67,7 @@ def read_text(paths: Sequence[Path], chunk: int, label: str) -> Iterator[str]:
                         start = position + len(data) - len(error.object) + error.start
                         raise UserError(
                             f"{path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {start:,}; "
-                            "convert it first, for example with iconv"
+                            f"{_conversion_of(path)}"
                         ) from None
                     position += len(data)
                     advance(len(data))
@@ -65,9 +75,20 @@ def read_text(paths: Sequence[Path], chunk: int, label: str) -> Iterator[str]:
                         yield text
 
 
+def _conversion_of(path: Path) -> str:
+    """How to make UTF-8 of a file, as far as its first bytes say what it is."""
+    with open(path, "rb") as file:
+        begins = file.read(4)
+    if begins[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return f"it is UTF-16, so convert it first: iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > utf8.txt"
+    if begins == b"PAR1":
+        return f"it is parquet; for its column `text`: {pasteable('data/openwebtext/prepare.py', path)}"
+    return "convert it first, for example with iconv"
+
+
 @dataclass(frozen=True)
 class Documents:
-    """Documents out of local files, or OpenWebText's from the datasets library if `paths` is empty; the first `limit`.
+    """Documents out of local files, or OpenWebText's from the hub if `paths` is empty; the first `limit`.
 
     Each row's `text` in a .parquet or .jsonl file is a document, and so is a .txt file as a whole: a single
     document is held in memory. All can be gone through again and again. Raises `UserError` where a file can't be read.
@@ -89,29 +110,59 @@ class Documents:
 
 
 def _openwebtext() -> Iterator[str]:
-    """OpenWebText (Gokaslan and Cohen, 2019), streamed."""
+    """OpenWebText: each file is fetched when it is its turn, into the cache of Hugging Face's hub, and read there."""
+    import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
+
+    _require_pyarrow("OpenWebText")
+    disable_progress_bars()  # they would draw over ours
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what a user must know reaches them as an exception
+    with _told_of_the_hub():
+        info, names = _parquet_files(huggingface_hub.HfApi(), "main")
+        if not names:  # as it was before the authors did away with its script: the hub's own conversion
+            info, names = _parquet_files(huggingface_hub.HfApi(), "refs/convert/parquet")
+    if not names:
+        raise UserError(f"{OPENWEBTEXT} has no parquet files of its whole any more; fetch it otherwise and name them")
+    for number, name in enumerate(names, start=1):
+        with _told_of_the_hub():
+            print(f"OpenWebText: file {number} of {len(names)}, {name}", file=sys.stderr, flush=True)
+            path = huggingface_hub.hf_hub_download(OPENWEBTEXT, name, repo_type="dataset", revision=info.sha)
+        yield from _parquet_texts(Path(path))
+
+
+def _parquet_files(hub: Any, revision: str) -> tuple[Any, list[str]]:
+    """What the hub says of OpenWebText at `revision`, and the names of its files; none where it has a part alone."""
+    info = hub.dataset_info(OPENWEBTEXT, revision=revision, timeout=HUB_SECONDS)
+    names = sorted(file.rfilename for file in info.siblings if file.rfilename.endswith(".parquet"))
+    return info, [] if any("partial-" in name for name in names) else [name for name in names if "train" in name]
+
+
+@contextlib.contextmanager
+def _told_of_the_hub() -> Iterator[None]:
+    """Turn what the hub and the network below it raise into a `UserError`; a full disk stays what it is."""
+    from huggingface_hub import constants
+
     try:
-        from datasets import load_dataset
-    except ImportError:
+        yield
+    except Exception as error:  # of many kinds; to a user they all mean the same
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
         raise UserError(
-            "no FILE is named and the datasets library, which would fetch OpenWebText, is not installed; "
-            "run pip install -e '.[datasets]', or name local .parquet, .jsonl or .txt files"
-        ) from None
-    # The branch that the hub converted: the main one has long been a script, which datasets 4 and later do not run.
-    try:
-        rows = load_dataset("Skylion007/openwebtext", revision="refs/convert/parquet", split="train", streaming=True)
-        for row in rows:
-            yield row["text"]
-    except Exception as error:  # the library raises whatever lies below it
-        raise UserError(f"OpenWebText can't be fetched ({in_short(error)}); name local files instead") from error
+            f"OpenWebText cannot be fetched from {constants.ENDPOINT} ({type(error).__name__}: {in_short(error)}); "
+            "go online, or name local .parquet, .jsonl or .txt files"
+        ) from error
+
+
+def _require_pyarrow(what: object) -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{what} needs pyarrow, which is not installed; run pip install -e '.[datasets]'")
 
 
 def _parquet_texts(path: Path) -> Iterator[str]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError(f"{path} needs pyarrow, which is not installed; run pip install -e '.[datasets]'") from None
+    _require_pyarrow(path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
@@ -129,7 +180,7 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                match json.loads(line.decode()):
+                match json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")):
                     case {"text": str(text)}:
                         yield text
                     case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from nanogpt_jax import dataset, hosts, prepare, prepared, sharding
 from nanogpt_jax.checkpoint import Checkpoint, RunDocument
+from nanogpt_jax.commands import flags_of, to_put_in_tokens_of
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import UserError
@@ -96,9 +98,13 @@ def _placed(make: Callable[..., Any], mesh: Mesh | None, *arguments: Any) -> Any
 
 def _open_data(settings: Settings) -> Data:
     """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
-    folder = Path(settings.data_dir) / settings.dataset
-    if settings.dataset in prepare.KNOWN:
-        hosts.first_alone(lambda: _prepare_if_missing(settings.dataset, folder))
+    named = Path(settings.dataset)
+    folder = Path(settings.data_dir) / named
+    if len(named.parts) > 1 and not folder.exists():
+        where = shlex.join(flags_of({"dataset": named.name, "data_dir": named.parent}))
+        raise UserError(f"dataset={named} is a path and {folder} is not there; name the set and where it lies: {where}")
+    if str(named) in prepare.KNOWN:
+        hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
     meta = prepared.load_meta(folder)
     splits = [
         dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
@@ -151,5 +157,13 @@ def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) 
     if not prepared.is_same_tokenizer(tokenizer, data.tokenizer):
         raise UserError(
             f"the weights in {source} were trained with another tokenizer than {data.train.path.parent} was made with; "
-            "name the data set they belong to, or prepare this one with their tokenizer"
+            f"name the data set they belong to, or put it in their tokens: {_in_tokens_of(tokenizer, source, data)}"
         )
+
+
+def _in_tokens_of(tokenizer: dict[str, Any], source: str, data: Data) -> str:
+    """The command that makes a data set of the same text with the tokenizer of the weights in `source`."""
+    characters = data.tokenizer.get("characters", "")
+    lacking = set(characters) - set(tokenizer.get("characters", characters))
+    which = "gpt2" if tokenizer == {"type": "gpt2"} else source
+    return to_put_in_tokens_of(which, data.train.path.parent, **({"unknown": "drop"} if lacking else {}))

@@ -21,6 +21,7 @@ from nanogpt_jax.config import MAX_VOCAB_SIZE
 from nanogpt_jax.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = ("refuse", "drop", "space")  # what may become of characters without a token
 
 # How GPT-2 cuts text before merging bytes (Radford et al., 2019): contractions, words, numbers, the rest, white space.
 # A word takes one space before it along, so a run of white space leaves its last character to the word that follows.
@@ -106,7 +107,7 @@ class CharTokenizer:
             position = int(np.argmin(ids))
             raise UserError(
                 f"the character {text[position]!r} (U+{ord(text[position]):04X}) at position {position:,} is not among "
-                f"the {self.vocab_size:,} characters of the vocabulary; leave it out, or prepare a data set that has it"
+                f"the {self.vocab_size:,} of the vocabulary; leave it out (--unknown=drop or --unknown=space)"
             )
         return ids.astype(np.uint16)
 
@@ -263,6 +264,30 @@ def word_cut(text: str) -> int:
 _LAST_WORD_END = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 
 
+def unknown_characters(tokenizer: Tokenizer, characters: Iterable[str]) -> list[str]:
+    """Those of `characters` without a token: not in a vocabulary of characters, or half of a UTF-16 pair."""
+    if isinstance(tokenizer, CharTokenizer):
+        return [character for character in characters if character not in tokenizer.stoi]
+    return [character for character in characters if "\ud800" <= character <= "\udfff"]
+
+
+def rescue(tokenizer: Tokenizer, characters: Iterable[str], unknown: str) -> dict[int, str]:
+    """What `str.translate` takes to `drop` the `characters` that have no token, or make each a `space`.
+
+    Raises `UserError` where the space has no token either.
+    """
+    strangers = unknown_characters(tokenizer, characters)
+    if unknown == "space" and strangers and unknown_characters(tokenizer, " "):
+        raise UserError("unknown=space needs a space, which the vocabulary lacks too; choose unknown=drop")
+    return {ord(character): " " if unknown == "space" else "" for character in strangers}
+
+
+def listed(characters: Sequence[str]) -> str:
+    """Characters as part of one line, the first few of them."""
+    shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:5])
+    return shown if len(characters) <= 5 else f"{shown} and {len(characters) - 5:,} others"
+
+
 def codepoints(text: str) -> npt.NDArray[np.uint32]:
     """The Unicode code points (N,) of a text, lone surrogates included."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
@@ -299,7 +324,7 @@ def require_unicode(text: str) -> None:
         found = text[error.start]
         raise UserError(
             f"the text has {found!r} (U+{ord(found):04X}) at position {error.start:,}, "
-            "half of a UTF-16 pair and not a character; leave it out"
+            "half of a UTF-16 pair and not a character; leave it out (--unknown=drop)"
         ) from None
 
 

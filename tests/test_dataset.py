@@ -83,6 +83,12 @@ def test_a_block_longer_than_the_split_is_refused(token_file):
         open_tokens(token_file.path, vocab_size=50, block_size=1000)
 
 
+def test_a_split_of_one_token_fits_no_block(tmp_path):
+    write(tmp_path / "val.bin", [0])
+    with pytest.raises(UserError, match=r"1 token, and none to predict; prepare a longer text"):
+        open_tokens(tmp_path / "val.bin", vocab_size=50, block_size=8)
+
+
 def cut(path, *sizes):
     """The tokens of a file in files of so many tokens each."""
     tokens, names = np.fromfile(path, "<u2"), []

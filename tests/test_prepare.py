@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax import assets, cli, pieces, prepare, prepare_cli
+from nanogpt_jax import assets, cli, encode, pieces, prepare, prepare_cli
 from nanogpt_jax.commands import to_prepare
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.pieces import recut
@@ -76,7 +76,7 @@ def gpt2_ranks() -> Iterator[dict[bytes, int]]:
     made = GPT2Tokenizer(ranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assets, "gpt2_ranks", lambda: ranks)
-        patch.setattr(prepare, "GPT2Tokenizer", lambda ranks: made)  # since it takes a moment to make
+        patch.setattr(encode, "GPT2Tokenizer", lambda ranks: made)  # since it takes a moment to make
         yield ranks
 
 
@@ -87,7 +87,7 @@ def few_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     def tiny(ranks: dict[bytes, int]) -> BPETokenizer:
         return BPETokenizer([])
 
-    monkeypatch.setattr(prepare, "GPT2Tokenizer", tiny)
+    monkeypatch.setattr(encode, "GPT2Tokenizer", tiny)
     monkeypatch.setattr(assets, "gpt2_ranks", dict)
 
 
@@ -110,9 +110,9 @@ class TestText:
         assert f"train has {n_train:,} tokens" in str(summary)
 
     def test_files_are_joined_in_order(self, play: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.txt").write_text("\ufeffB", encoding="utf-8")
+        (tmp_path / "b.txt").write_text("\ufeffB\ufeff", encoding="utf-8")
         prepare_text([play, tmp_path / "b.txt", play], tmp_path / "set", val_fraction=0.5)
-        assert decoded(tmp_path / "set") == PLAY + "\ufeffB" + PLAY
+        assert decoded(tmp_path / "set") == PLAY + "B\ufeff" + PLAY, "a mark at the beginning of a file is not text"
 
     @patient
     @given(text=TEXT, chunk=st.integers(1, 9), val_fraction=st.sampled_from([0.1, 0.5]))
@@ -326,10 +326,9 @@ class TestDocuments:
 
     def test_what_cannot_be_prepared_leaves_nothing(self, few_ranks: None, tmp_path: Path) -> None:
         folder = tmp_path / "set"
-        assert "leave val empty" in refusal(prepare_documents, self.DOCUMENTS[:3], folder)
-        assert "train and val empty" in refusal(prepare_documents, [], folder)
+        assert "too few documents for two splits (1)" in refusal(prepare_documents, self.DOCUMENTS[:1], folder)
+        assert "too few documents for two splits (0)" in refusal(prepare_documents, [], folder)
         assert "document 7" in refusal(prepare_documents, [*"abcdefg", "\ud800"], folder, "gpt2", 0.5)
-        assert "char" in refusal(prepare_documents, ["a"], folder, "char")
         assert not folder.exists()
 
     def test_text_and_jsonl_files(self, tmp_path: Path) -> None:
