@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nanogpt_jax import assets
+from nanogpt_jax.config import require_at_most
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.pieces import Census, Split, census, first, in_order, in_pieces
 from nanogpt_jax.prepared import Meta, require_shard, write_data_set
@@ -71,7 +72,10 @@ def encode(
     """
     require_tokenizer(tokenizer)
     require_shard(shard_tokens)
-    if found is None and (tokenizer == "char" or isinstance(tokenizer, CharTokenizer)):
+    of_bytes = (
+        tokenizer != "char" if isinstance(tokenizer, str) else isinstance(tokenizer, GPT2Tokenizer | BPETokenizer)
+    )
+    if found is None and not of_bytes:
         found = census(part.text + "\n" * part.ends for part in parts("reading", len))
     remarks = []
     if isinstance(tokenizer, str):
@@ -83,6 +87,7 @@ def encode(
             )
     else:
         made = tokenizer
+        require_at_most("vocab_size", made.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
     table = _table(made, found, unknown, what, remarks)
     end = made.eot_token
 
@@ -127,7 +132,7 @@ def _table(
     tokenizer: Tokenizer, found: Census | None, unknown: str, what: str, remarks: list[str]
 ) -> dict[int, str] | None:
     """How `str.translate` makes the text one that the tokenizer has tokens for; None: there is nothing to translate."""
-    if found is None:  # a tokenizer of bytes
+    if found is None:  # a tokenizer of bytes, which has a token for all but the halves of UTF-16 pairs
         return rescue(tokenizer, map(chr, range(0xD800, 0xE000)), unknown) if unknown != "refuse" else None
     strangers = unknown_characters(tokenizer, found.characters)
     if not strangers:

@@ -265,10 +265,18 @@ _LAST_WORD_END = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 
 
 def unknown_characters(tokenizer: Tokenizer, characters: Iterable[str]) -> list[str]:
-    """Those of `characters` without a token: not in a vocabulary of characters, or half of a UTF-16 pair."""
+    """Those of `characters` that `tokenizer` refuses, as one of characters does all that are not in its vocabulary."""
     if isinstance(tokenizer, CharTokenizer):
         return [character for character in characters if character not in tokenizer.stoi]
-    return [character for character in characters if "\ud800" <= character <= "\udfff"]
+
+    def is_refused(character: str) -> bool:
+        try:
+            tokenizer.encode_ordinary(character)
+        except UserError:
+            return True
+        return False
+
+    return [character for character in characters if is_refused(character)]
 
 
 def rescue(tokenizer: Tokenizer, characters: Iterable[str], unknown: str) -> dict[int, str]:

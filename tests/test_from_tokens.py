@@ -282,3 +282,18 @@ def test_a_data_set_named_by_its_path(here: Path, prepare: Callable[..., tuple])
     assert start.begun(Settings(dataset="play/", data_dir="data", block_size=8), {}).data.vocab_size > 0
     with pytest.raises(UserError, match=r"prepare\.py FILE\.\.\. --name=nothing"):
         start.begun(Settings(dataset="nothing"), {})
+
+
+class Foreign(CharTokenizer):
+    """A tokenizer of another program: not one of ours, and of more tokens than two bytes tell apart."""
+
+    vocab_size = 70_000
+
+    def encode_ordinary(self, text: str) -> np.ndarray:
+        return super().encode(text).astype(np.uint32) + 69_000
+
+
+def test_more_tokens_than_two_bytes_tell_apart_are_refused(here: Path) -> None:
+    with pytest.raises(UserError, match=r"70000 is larger than 65536 \(tokens are stored in 16 bits\)"):
+        prepare_text([Path("play.txt")], Path("set"), Foreign(sorted(set(TEXT))))
+    assert not Path("set").exists()

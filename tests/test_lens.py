@@ -494,3 +494,11 @@ def test_bytes_and_long_tokens_are_shown(opened):
     tab = opened(page(found, tokenizer, "bytes", []))
     assert tab.text_content("#text") == "ab⇥C3A9↵ab?"
     assert base64.b64decode(data_of(tab.content())["attention"]["bytes"])
+
+
+def test_characters_that_leave_no_mark_are_shown(opened):
+    text = "a\r\nb\x00c\xa0d\u200be\ufefff\x7fé日"
+    tokenizer = CharTokenizer.from_text(text)
+    tab = opened(page(findings(tokenizer.encode(text), 2, tokenizer.vocab_size, tokenizer), tokenizer, "text", []))
+    assert tab.text_content("#text") == "a␍↵b␀cU+00A0dU+200BeU+FEFFfU+007Fé日?"
+    assert "carriage return" in tab.get_attribute("#at-1", "aria-label")

@@ -20,8 +20,12 @@ const shown = { ...kept };
 
 const SIGNS = { "\n": "↵", " ": "␣", "\t": "⇥", "\r": "␍" };
 
+/** A character as it can be seen: those that leave no mark by a sign or by their number. */
 function sign(character) {
-  return SIGNS[character] ?? (character < " " ? String.fromCharCode(0x2400 + character.charCodeAt(0)) : character);
+  const number = character.codePointAt(0);
+  if (character in SIGNS) return SIGNS[character];
+  if (number < 0x20) return String.fromCharCode(0x2400 + number);
+  return /[\p{C}\p{Z}]/u.test(character) ? `U+${number.toString(16).toUpperCase().padStart(4, "0")}` : character;
 }
 
 /** A token as it stands in a list: every character visible, bytes that are no character in hexadecimal. */
@@ -31,7 +35,7 @@ function named(token) {
   return piece.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join("·");
 }
 
-const WORDS = { "\n": "line end", " ": "space", "\t": "tab" };
+const WORDS = { "\n": "line end", " ": "space", "\t": "tab", "\r": "carriage return", "\r\n": "line end" };
 
 /** A token as it is read out. */
 const spoken = (token) => WORDS[data.pieces[token]] ?? named(token);
