@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nanogpt_jax.both_ways import both_ways
+
 CHUNKS = 8
 
 
-@jax.custom_vjp
+@both_ways
 def fused_cross_entropy(
     x: Float[Array, "B T C"], table: Float[Array, "V C"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
 ) -> Float[Array, ""]:
@@ -27,20 +29,22 @@ def fused_cross_entropy(
 
 
 def _forward(x: Array, table: Array, targets: Array, weights: Array) -> tuple[Array, tuple]:
-    def step(dtable: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-        loss, dlogits = _chunk(*chunk, table)
+    def step(dtable: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array, Array]]:
+        loss, losses, dlogits = _chunk(*chunk, table)
         dlogits = dlogits.astype(x.dtype)
         dx = jnp.einsum("btv,vc->btc", dlogits, table, preferred_element_type=jnp.float32)
         dtable += jnp.einsum("btv,btc->vc", dlogits, chunk[0], preferred_element_type=jnp.float32)
-        return dtable, (loss, dx.astype(x.dtype))
+        return dtable, (loss, dx.astype(x.dtype), losses)
 
-    dtable, (losses, dx) = jax.lax.scan(step, jnp.zeros(table.shape, jnp.float32), _chunks(x, targets, weights))
-    return losses.sum(), (jnp.moveaxis(dx, 0, 1).reshape(x.shape), dtable.astype(table.dtype))
+    zero = jnp.zeros(table.shape, jnp.float32)
+    dtable, (loss, dx, losses) = jax.lax.scan(step, zero, _chunks(x, targets, weights))
+    dx, dweights = (jnp.moveaxis(parts, 0, 1) for parts in (dx, losses))
+    return loss.sum(), (dx.reshape(x.shape), dtable.astype(table.dtype), dweights.reshape(weights.shape))
 
 
-def _backward(gradients: tuple[Array, Array], d: Float[Array, ""]) -> tuple[Array, Array, None, None]:
-    dx, dtable = gradients
-    return (dx * d).astype(dx.dtype), (dtable * d).astype(dtable.dtype), None, None
+def _backward(gradients: tuple[Array, Array, Array], d: Float[Array, ""]) -> tuple[Array, Array, None, Array]:
+    dx, dtable, dweights = ((gradient * d).astype(gradient.dtype) for gradient in gradients)
+    return dx, dtable, None, dweights
 
 
 fused_cross_entropy.defvjp(_forward, _backward)
@@ -48,14 +52,14 @@ fused_cross_entropy.defvjp(_forward, _backward)
 
 def _chunk(
     x: Float[Array, "B t C"], targets: Int[Array, "B t"], weights: Float[Array, "B t"], table: Float[Array, "V C"]
-) -> tuple[Float[Array, ""], Float[Array, "B t V"]]:
-    """A chunk's weighted loss, and the gradient of its logits: weights * (softmax - one-hot)."""
+) -> tuple[Float[Array, ""], Float[Array, "B t"], Float[Array, "B t V"]]:
+    """A chunk's weighted loss, each target's own, and the gradient of the logits: weights * (softmax - one-hot)."""
     logits = jnp.einsum("btc,vc->btv", x, table, preferred_element_type=jnp.float32)
     log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     hot = targets[..., None] == jnp.arange(table.shape[0])
-    picked = jnp.sum(jnp.where(hot, logits, 0.0), axis=-1)
-    loss = jnp.sum(weights * (log_sums[..., 0] - picked))
-    return loss, weights[..., None] * (jnp.exp(logits - log_sums) - hot)
+    # A product and not a select: JAX takes the select's zeros out of the loop, as an array as large as the logits.
+    losses = log_sums[..., 0] - jnp.sum(hot * logits, axis=-1)
+    return jnp.sum(weights * losses), losses, weights[..., None] * (jnp.exp(logits - log_sums) - hot)
 
 
 def _chunks(*arrays: Float[Array, "B T *rest"]) -> tuple[Float[Array, "n B t *rest"], ...]:

@@ -2,8 +2,8 @@
 
 Each function means what its one-line formula says; the plain twin that says the same without regard for speed is in
 `tests/test_ops.py`. Where the gradient that autodiff would derive reads or copies more than it must, the function
-carries its own backward rule. Nothing here depends on the platform: what is written for the CPU's matrix products is
-right, and no slower, on a GPU or TPU. Forward-mode differentiation is not supported where a rule is explicit.
+carries its own backward rule, and forward mode follows the function as it is written (`both_ways.py`). Nothing here
+depends on the platform: what is written for the CPU's matrix products is right, and no slower, on a GPU or TPU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nanogpt_jax.both_ways import both_ways
+
 # Up to this many rows a table's gradient is a product with one-hot rows; above it, a scatter.
 ONE_HOT_ROWS = 1024
 
 
-@jax.custom_vjp
+@both_ways
 def linear(x: Float[Array, "N K"], kernel: Float[Array, "K M"]) -> Float[Array, "N M"]:
     """x @ kernel. Its gradients are dx = dy @ kernel^T and dkernel = x^T @ dy."""
     return x @ kernel
@@ -42,7 +44,7 @@ def _linear_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(both_ways, nondiff_argnums=(3,))
 def layer_norm(
     x: Float[Array, "N C"], scale: Float[Array, " C"], bias: Float[Array, " C"] | None, epsilon: float
 ) -> Float[Array, "N C"]:
@@ -83,7 +85,7 @@ def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-@jax.custom_vjp
+@both_ways
 def embedding(table: Float[Array, "V C"], idx: Int[Array, "B T"]) -> Float[Array, "B T C"]:
     """table[idx]; an index outside the table reads its nearest row."""
     return jnp.take(table, idx, axis=0, mode="clip")
@@ -105,7 +107,7 @@ def _embedding_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, N
 embedding.defvjp(_embedding_forward, _embedding_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@partial(both_ways, nondiff_argnums=(1,))
 def to_every_row(table: Float[Array, "T C"], batch: int) -> Float[Array, "B T C"]:
     """The same rows for each of `batch` sequences. Their gradient, a sum over sequences, is a product with ones."""
     return jnp.broadcast_to(table, (batch, *table.shape))
@@ -122,7 +124,7 @@ def _to_every_row_backward(batch: int, _: None, dy: Array) -> tuple[Array]:
 to_every_row.defvjp(_to_every_row_forward, _to_every_row_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@partial(both_ways, nondiff_argnums=(1, 2))
 def split_heads(
     qkv: Float[Array, "N 3*C"], batch: int, heads: int
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T D"], Float[Array, "B H T D"]]:

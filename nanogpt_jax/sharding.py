@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from nanogpt_jax import ops
+from nanogpt_jax.both_ways import both_ways
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import UserError
 
@@ -254,7 +255,7 @@ def _current_mesh() -> Mapping[str, int] | None:
     return None if mesh.empty else mesh.shape
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+@functools.partial(both_ways, nondiff_argnums=(1, 2))
 def _moved(x: Array, to: P, back: P) -> Array:
     """`x` laid out as `to`, its gradient as `back`: a constraint's own gradient would lie as `to`, whole."""
     return _constrained(x, to)

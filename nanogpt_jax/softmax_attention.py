@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from nanogpt_jax.both_ways import both_ways
+
 # Where a score must not be seen. Finite, so that its exponential is 0 and never NaN.
 MASKED = -1e30
 
@@ -26,7 +28,6 @@ LONG = 512
 _SPANS = 4
 
 
-@jax.custom_vjp
 def softmax_attention(
     q: Float[Array, "B H T D"],
     k: Float[Array, "B H T D"],
@@ -35,15 +36,20 @@ def softmax_attention(
 ) -> Float[Array, "B H T D"]:
     """(keep * softmax(q k^T / sqrt(D) + causal mask)) v (Vaswani et al., 2017, equation 1), softmax in float32.
 
-    `keep` is dropout's factor of each weight, 0 or 1 / (1 - rate); with it, memory is quadratic in T as `keep` is.
+    `keep` is dropout's factor of each weight, 0 or 1 / (1 - rate), which no gradient goes through; with it, memory is
+    quadratic in T as `keep` is.
     """
-    return _forward(q, k, v, keep)[0]
+    if q.shape[2] > LONG and keep is None:
+        return _long_attention(q, k, v)[0]
+    return _short_attention(q, k, v, None if keep is None else jax.lax.stop_gradient(keep))
 
 
-def _forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, tuple]:
-    if _is_long(q, keep):
-        y, log_sums = _long_forward(q, k, v)
-        return y, (q, k, v, keep, y, log_sums)
+@both_ways
+def _short_attention(q: Array, k: Array, v: Array, keep: Array | None) -> Array:
+    return _short_forward(q, k, v, keep)[0]
+
+
+def _short_forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, tuple]:
     blocks = []
     for start, stop in _blocks(q.shape[2]):
         rows = slice(start, stop)
@@ -53,10 +59,8 @@ def _forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, t
     return y, (q, k, v, keep, y, [(weights, scale) for _, weights, scale in blocks])
 
 
-def _backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+def _short_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, keep, y, made = saved
-    if _is_long(q, keep):
-        return *_long_backward(q, k, v, y, made, dy), None
     blocks = _blocks(q.shape[2])
     parts = []
     for (start, stop), (weights, scale) in zip(blocks, made, strict=True):
@@ -68,11 +72,7 @@ def _backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
     return _joined(dq, axis=2), _summed(dk_t, blocks).astype(k.dtype), _summed(dv_t, blocks).astype(v.dtype), None
 
 
-softmax_attention.defvjp(_forward, _backward)
-
-
-def _is_long(q: Array, keep: Array | None) -> bool:
-    return q.shape[2] > LONG and keep is None
+_short_attention.defvjp(_short_forward, _short_backward)
 
 
 def _block_forward(
@@ -90,7 +90,15 @@ def _block_forward(
 
 
 def _block_backward(
-    q: Array, k: Array, v: Array, keep: Array | None, weights: Array, scale: Array | float, y: Array, dy: Array
+    q: Array,
+    k: Array,
+    v: Array,
+    keep: Array | None,
+    weights: Array,
+    scale: Array | float,
+    y: Array,
+    dy: Array,
+    dlog_sums: Array | float = 0.0,
 ) -> tuple[Float[Array, "B H R D"], Float[Array, "B H D S"], Float[Array, "B H D S"]]:
     """Gradients of a block's queries, and what it adds to those of its keys and values, these transposed.
 
@@ -98,7 +106,7 @@ def _block_backward(
     """
     root = 1 / math.sqrt(q.shape[-1])
     dy = (dy * scale).astype(v.dtype)
-    along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True)
+    along = jnp.sum(dy.astype(jnp.float32) * y, axis=-1, keepdims=True) - dlog_sums
     dv_t = _einsum("bhtd,bhts->bhds", dy, _dropped(weights, keep))
     dweights = _dropped(_einsum("bhtd,bhsd->bhts", dy, v), keep)
     dscores = (weights * (dweights - along)).astype(q.dtype)
@@ -107,7 +115,8 @@ def _block_backward(
     return dq.astype(q.dtype), dk_t, dv_t
 
 
-def _long_forward(q: Array, k: Array, v: Array) -> tuple[Array, Float[Array, "B H T 1"]]:
+@both_ways
+def _long_attention(q: Array, k: Array, v: Array) -> tuple[Array, Float[Array, "B H T 1"]]:
     """The output, and the log of the sum of each row's exponentials, one block of queries after the other."""
 
     def block(start: Any, size: int, stop: int, out: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -118,20 +127,37 @@ def _long_forward(q: Array, k: Array, v: Array) -> tuple[Array, Float[Array, "B 
         y = _einsum("bhts,bhsd->bhtd", weights, seen[1]).astype(v.dtype)
         return _put(out[0], y, start), _put(out[1], log_sums, start)
 
-    return _one_by_one(block, q.shape[2], (jnp.zeros_like(q), jnp.zeros((*q.shape[:3], 1))))
+    return _one_by_one(block, q.shape[2], (jnp.zeros_like(q), jnp.zeros((*q.shape[:3], 1), jnp.float32)))
 
 
-def _long_backward(q: Array, k: Array, v: Array, y: Array, log_sums: Array, dy: Array) -> tuple[Array, Array, Array]:
+def _long_plain(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """The same written out: what tangents follow, since JAX has no derivative in reverse of a `while_loop`."""
+    scores = _scores(q, k, 0)
+    log_sums = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    return _einsum("bhts,bhsd->bhtd", jnp.exp(scores - log_sums).astype(v.dtype), v).astype(v.dtype), log_sums
+
+
+def _long_forward(*qkv: Array) -> tuple[tuple[Array, Array], tuple]:
+    made = _long_attention(*qkv)
+    return made, (*qkv, *made)
+
+
+def _long_backward(saved: tuple, d: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    q, k, v, y, log_sums = saved
+
     def block(start: Any, size: int, stop: int, out: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        rows = [_rows(x, start, size) for x in (q, log_sums, y, dy)]
+        rows, log_sums_rows, y_rows, dy, dlog_sums = (_rows(x, start, size) for x in (q, log_sums, y, *d))
         seen = k[:, :, :stop], v[:, :, :stop]
-        weights = jnp.exp(_scores(rows[0], seen[0], start) - rows[1]).astype(v.dtype)
-        dq, dk_t, dv_t = _block_backward(rows[0], *seen, None, weights, 1.0, rows[2], rows[3])
+        weights = jnp.exp(_scores(rows, seen[0], start) - log_sums_rows).astype(v.dtype)
+        dq, dk_t, dv_t = _block_backward(rows, *seen, None, weights, 1.0, y_rows, dy, dlog_sums)
         return _put(out[0], dq, start), out[1].at[..., :stop].add(dk_t), out[2].at[..., :stop].add(dv_t)
 
     empty = jnp.zeros((*q.shape[:2], q.shape[3], q.shape[2]), jnp.float32)
     dq, dk_t, dv_t = _one_by_one(block, q.shape[2], (jnp.zeros_like(q), empty, empty))
     return dq, dk_t.swapaxes(2, 3).astype(k.dtype), dv_t.swapaxes(2, 3).astype(v.dtype)
+
+
+_long_attention.defvjp(_long_forward, _long_backward, plain=_long_plain)
 
 
 def _one_by_one(block: Callable, length: int, out: Any) -> Any:

@@ -24,10 +24,11 @@ def test_fused_cross_entropy(T: int) -> None:
     targets = jnp.asarray(np.random.default_rng(T).integers(0, V, (B, T)))
     weights = jnp.abs(normal(2, B, T)) / (B * T)
     assert_same(
-        lambda x, table: fused_cross_entropy(x, table, targets, weights),
-        lambda x, table: plain_loss(x, table, targets, weights),
+        lambda x, table, weights: fused_cross_entropy(x, table, targets, weights),
+        lambda x, table, weights: plain_loss(x, table, targets, weights),
         normal(0, B, T, C),
         normal(1, V, C),
+        weights,
     )
 
 

@@ -23,13 +23,20 @@ def fresh(model: nn.Module) -> Params:
 
 
 def assert_same(fast: Callable, plain: Callable, *args: Array, within: float = 1e-5) -> None:
-    """Equal values, and equal gradients under a random cotangent, to `within` of the largest entry."""
-    want, plain_vjp = jax.jit(lambda *a: jax.vjp(plain, *a))(*args)
-    got, fast_vjp = jax.jit(lambda *a: jax.vjp(fast, *a))(*args)
-    leaves, tree = jax.tree.flatten(want)
-    cotangent = tree.unflatten([normal(i, *leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)])
-    pairs = zip(jax.tree.leaves((got, fast_vjp(cotangent))), jax.tree.leaves((want, plain_vjp(cotangent))), strict=True)
-    for a, b in pairs:
+    """Equal values, gradients under a random cotangent and tangents under random ones, to `within` of the largest."""
+
+    def all_of(function: Callable) -> Callable:
+        def values(*args: Array) -> tuple:
+            y, vjp = jax.vjp(function, *args)
+            tangents = tuple(normal(9 + i, *x.shape).astype(x.dtype) for i, x in enumerate(args))
+            leaves, tree = jax.tree.flatten(y)
+            cotangent = tree.unflatten([normal(i, *leaf.shape).astype(leaf.dtype) for i, leaf in enumerate(leaves)])
+            return y, vjp(cotangent), jax.jvp(function, args, tangents)[1]
+
+        return jax.jit(values)
+
+    got, want = all_of(fast)(*args), all_of(plain)(*args)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=within, atol=within * max(1.0, float(jnp.abs(b).max(initial=0.0))))
 
