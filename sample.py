@@ -1,6 +1,10 @@
 """Draw text from a trained model: python sample.py [--out_dir=DIR] [--start=TEXT] [--name=value ...]; see --help."""
 
-from nanogpt_jax import cli
+from nanogpt_jax import process
 
 if __name__ == "__main__":
+    process.begin()  # before anything slow is imported
+
+    from nanogpt_jax import cli
+
     raise SystemExit(cli.run(cli.sample))

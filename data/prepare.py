@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanogpt_jax import cli, prepare_cli
+from nanogpt_jax import process
 
 if __name__ == "__main__":
+    process.begin()  # before anything slow is imported
+
+    from nanogpt_jax import cli, prepare_cli
+
     raise SystemExit(cli.run(lambda argv: prepare_cli.main(argv, Path(__file__).parent)))

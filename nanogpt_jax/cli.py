@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from nanogpt_jax.commands import pasteable
 from nanogpt_jax.config import ACCELERATORS, PLACEMENT_SETTINGS, PRESETS, Settings, preset, require_choice
 from nanogpt_jax.errors import RunFailed, UserError
 from nanogpt_jax.flags import Parser, add_fields, read_settings, tell, translated
+from nanogpt_jax.process import readers_may_leave
 from nanogpt_jax.settings_files import SettingsFile, is_settings_file, read_settings_file
 
 OK, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -41,19 +44,29 @@ def run(command: Callable[[Sequence[str]], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # and not None, where it is closed
             stream.reconfigure(errors="replace")
+    with readers_may_leave(_nobody_reads):
+        return _status_of(command)
+
+
+def _status_of(command: Callable[[Sequence[str]], int]) -> int:
     try:
-        return command(sys.argv[1:])
+        status = command(sys.argv[1:])
+        sys.stdout.flush()
+        return status
     except (UserError, RunFailed) as error:
         return _told(error, WRONG_USE if isinstance(error, UserError) else FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has had enough
-        sys.stderr.close()
         return OK
     except OSError as error:
         if error.filename is not None:
             raise
         return _told(RunFailed(f"the output could not be written ({error.strerror}); make room for it"), FAILED)
+
+
+def _nobody_reads() -> NoReturn:
+    raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
 
 
 def _told(error: Exception, status: int) -> int:
@@ -104,12 +117,20 @@ def _train(base: Mapping[str, Any] | None, explicit: dict[str, Any], platform: s
         trainer.train(settings, explicit)
     except Stopped as stopped:
         again = pasteable("train.py", init_from="resume", out_dir=out_dir)
-        heard = sys.stderr if stopped.number == signal.SIGPIPE else sys.stdout
-        print(f"stopped and saved; go on with: {again}", file=heard, flush=True)
+        _say("stopped" if settings.eval_only else f"stopped and saved; go on with: {again}", stopped.number)
         return 128 + stopped.number
     if not settings.eval_only:
         print(f"the run is in {out_dir}; text by it: {pasteable('sample.py', out_dir=out_dir)}", flush=True)
     return OK
+
+
+def _say(line: str, number: int) -> None:
+    """Print where it may be read: after a SIGHUP, standard output is a terminal that is gone, or a file."""
+    if number != signal.SIGPIPE:
+        with contextlib.suppress(BrokenPipeError):
+            print(line, flush=True)
+    if number in (signal.SIGPIPE, signal.SIGHUP):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platform: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.checkpoint import FOLDER, RunDocument
 from nanogpt_jax.config import Settings, require_choice
 from nanogpt_jax.errors import UserError, in_short
+from nanogpt_jax.files import temporary_folder
 from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
 from nanogpt_jax.loading import (
     build_model,
@@ -34,6 +34,7 @@ from nanogpt_jax.loading import (
 from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.prepared import load_meta, load_tokenizer
+from nanogpt_jax.process import undone_by_signals
 from nanogpt_jax.saving import CheckpointWriter
 from nanogpt_jax.sinks import METRICS_FILE
 from nanogpt_jax.telemetry import CONFIG_FILE, write_config
@@ -229,18 +230,23 @@ def _require_free(target: Path, overwrite: bool) -> None:
 def _folder_when_whole(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its name, and its place, once the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".part") as neighbour:
-        new, old = Path(neighbour) / "new", Path(neighbour) / "old"
+    with temporary_folder(beside=target) as neighbour:
+        new, old = neighbour / "new", neighbour / "old"
         new.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
+
+        def put_back() -> None:
+            if old.exists() and not target.exists():
                 old.rename(target)
-            raise
+
+        with undone_by_signals(put_back):
+            try:
+                if target.exists():
+                    target.rename(old)
+                new.rename(target)
+            except BaseException:
+                put_back()
+                raise
 
 
 if __name__ == "__main__":

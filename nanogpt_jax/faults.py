@@ -6,77 +6,53 @@ Each becomes an orderly end with one line that says how to go on; the last whole
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
 
 import jax
 from filelock import FileLock, Timeout
 
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.process import ENDING
 from nanogpt_jax.resume import how_to_go_on
 
 _LOCK = ".lock"
 
 
 class Stopped(Exception):
-    """The run was told to stop by signal `number`, and has saved."""
+    """The run was told to stop by signal `number`; what leaves `trainer.train` has saved."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that a first SIGINT or SIGTERM is put into; a second one ends the process at once.
+def signals(received: list[int]) -> Iterator[None]:
+    """Put a first SIGINT, SIGTERM or SIGHUP into `received`; a second one ends the process at once.
 
     At once means by the kernel, without Python: whatever is being written is safe, since nothing is written in place.
-    SIGPIPE is put into the list when nobody reads the output any more. Of several processes, JAX listens to SIGTERM,
-    see `hosts.should_stop`.
+    A second SIGHUP does not: a closing terminal and its shell send one each. Signals that are ignored stay so (`nohup`,
+    a shell's background). Of several processes, JAX listens to SIGTERM, see `hosts.stop_if_told`.
     """
-    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for each in before:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
 
-    ours = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else (signal.SIGINT,)
-    before = {number: signal.signal(number, note) for number in ours}
+    before = {
+        number: signal.signal(number, note)
+        for number in ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN and (number != signal.SIGTERM or jax.process_count() == 1)
+    }
     try:
-        with contextlib.redirect_stdout(_Output(sys.stdout, received)):
-            yield received
+        yield
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
-
-
-class _Output:
-    """Standard output; once its reader has gone it leads nowhere, and SIGPIPE is in `received`."""
-
-    def __init__(self, out: TextIO, received: list[int]) -> None:
-        self._out, self._received = out, received
-
-    def write(self, text: str) -> None:
-        self._while_read(self._out.write, text)
-
-    def flush(self) -> None:
-        self._while_read(self._out.flush)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
-
-    def _while_read(self, act: Callable, *arguments: str) -> None:
-        try:
-            act(*arguments)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
-            self._received.append(signal.SIGPIPE)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from nanogpt_jax.process import undone_by_signals
 
 
 @contextlib.contextmanager
@@ -19,27 +23,27 @@ def replace_when_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterat
     """Open a temporary neighbour of `path` for writing and rename it to `path` once the block ends without an error.
 
     The bytes are flushed to the disk before the rename, so that a power cut leaves either the old file or the new
-    one. On an error the neighbour is removed and `path` is untouched. Missing parent folders are made.
+    one. On an error or a signal the neighbour is removed and `path` is untouched. Missing parent folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    neighbour = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     encoding = None if "b" in mode else "utf-8"
-    try:
-        with os.fdopen(descriptor, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(neighbour, 0o666 & ~_umask())  # mkstemp makes files private; give them the usual rights
-        os.replace(neighbour, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(neighbour)
-        raise
+    with undone_by_signals(lambda: neighbour.unlink(missing_ok=True)):
+        try:
+            with open(neighbour, mode.replace("w", "x"), encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(neighbour, path)
+        except BaseException:
+            neighbour.unlink(missing_ok=True)
+            raise
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A folder that is gone after the block, or once a signal ends the process: a neighbour of `beside`, or in /tmp."""
+    where = {} if beside is None else {"dir": beside.parent, "prefix": f".{beside.name}.", "suffix": ".part"}
+    with tempfile.TemporaryDirectory(**where) as name, undone_by_signals(lambda: shutil.rmtree(name)):
+        yield Path(name)

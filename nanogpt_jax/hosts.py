@@ -29,7 +29,7 @@ from nanogpt_jax.faults import Stopped
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 25.0  # seconds without one after which a process counts as dead
 _DONE, _FAILED = "done", "failed: "
-_AGREEMENTS = itertools.count()  # every process goes through the same ones
+_AGREEMENTS, _CALLS = itertools.count(), itertools.count()  # every process goes through the same ones
 
 T = TypeVar("T")
 
@@ -128,21 +128,21 @@ def together(prepare: Callable[[], T], facts: Callable[[T], Mapping[str, Any]]) 
     return prepared
 
 
-def should_stop(step: int, received: list[int]) -> bool:
-    """Whether to stop before update `step`, with the same answer in every process, once one was told to stop.
+def stop_if_told(received: list[int]) -> None:
+    """Raise `Stopped` if this process, or another one of the job, was told to stop: in all of them at the same call.
 
-    `received` are the signals that came to this process. Of several processes, JAX listens to SIGTERM, and chooses a
-    step that none has passed; this enters the signal into `received` where it came to another.
+    To be called before every update and every batch of an evaluation, as often in each process. `received` are the
+    signals that came to this one. Of several processes, JAX listens to SIGTERM, and chooses a call that none has made.
     """
     if jax.process_count() == 1:
-        return bool(received)
-    if received and received[0] != signal.SIGTERM:
-        os.kill(os.getpid(), signal.SIGTERM)  # Ctrl-C: all stop, by the way that JAX has for it
-        received[:] = [signal.SIGTERM]
-    stop = multihost_utils.reached_preemption_sync_point(step)
-    if stop:
-        received[:] = [signal.SIGTERM]
-    return stop
+        if received:
+            raise Stopped(received[0])
+        return
+    if received and received[-1] != signal.SIGTERM:  # Ctrl-C: all stop, by the way that JAX has for it
+        received.append(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    if multihost_utils.reached_preemption_sync_point(next(_CALLS)):
+        raise Stopped(received[0] if received else signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from nanogpt_jax.commands import to_adopt, to_prepare
 from nanogpt_jax.errors import UserError, in_short
 from nanogpt_jax.files import replace_when_whole
 from nanogpt_jax.pieces import Split
+from nanogpt_jax.process import undone_by_signals
 from nanogpt_jax.tokenizer import MAX_VOCAB_SIZE, TokenIds, Tokenizer, shown, tokenizer_from_json
 
 LEAST_SHARD = 1024  # tokens; smaller ones would be thousands of open files
@@ -112,8 +113,14 @@ def write_data_set(
 ) -> Meta:
     """Write a data set. Until all of it lies on the disk whole, the one that was there stays as it is."""
     is_new = not folder.exists()
+
+    def forget() -> None:
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
     try:
-        with contextlib.ExitStack() as stack:
+        with undone_by_signals(forget), contextlib.ExitStack() as stack:
             # Files get their names in the reverse order, the seal last.
             seal = stack.enter_context(replace_when_whole(folder / "meta.json"))
             splits = {split: _SplitFiles(folder, split, shard_tokens, stack) for split in ("val", "train")}
@@ -128,9 +135,7 @@ def write_data_set(
                 os.fsync(file.fileno())
             (folder / "meta.json").unlink(missing_ok=True)
     except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        forget()
         raise
     return meta
 

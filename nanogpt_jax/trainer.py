@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from nanogpt_jax.errors import RunFailed
 from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, signals, unwritable
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax.process import readers_may_leave
 from nanogpt_jax.resume import at_a_lower_rate
 from nanogpt_jax.run_folder import set_previous_run_aside
 from nanogpt_jax.saving import CheckpointWriter
@@ -43,12 +46,14 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
 
     `given` are the settings that were asked for one by one: a model that is loaded must have them, and a run that is
     resumed takes them and all others as it has them. All that can be refused is refused, with a `UserError`, before
-    anything is written. Raises `Stopped` after SIGINT or SIGTERM, and `RunFailed` where the run can't go on.
+    anything is written. Raises `Stopped` after a signal, and `RunFailed` where the run can't go on.
     """
     given = given or {}
     out_dir = Path(settings.out_dir)
     resuming, writing = settings.init_from == "resume", not settings.eval_only
+    received: list[int] = []  # the signals that tell this process to stop
     with hosts.watched(flags_to_resume(out_dir)), in_one_line(settings), contextlib.ExitStack() as held:
+        held.enter_context(readers_may_leave(lambda: received.append(signal.SIGPIPE)))
 
         def prepared() -> Start:
             if resuming and writing and out_dir.is_dir() and hosts.is_first():
@@ -82,15 +87,18 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
             )
         eval_step = make_eval_step(model)
         if settings.eval_only:
-            return _final_loss(eval_step, state.params, data.val, settings.block_size, mesh)
+            return _final_loss(
+                eval_step, state.params, data.val, settings.block_size, mesh, partial(hosts.stop_if_told, received)
+            )
         if not resuming and hosts.is_first():
             with unwritable(out_dir):
                 out_dir.mkdir(parents=True, exist_ok=True)
             held.enter_context(only_run_in(out_dir))
         places = None if mesh is None else sharding.state_shardings(mesh, state)
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
-        with live.shown(start, model) as view:
-            return _update_until_done(start, train_step, eval_step, state, mesh, view)
+        with signals(received), live.shown(start, model) as view:
+            stop = partial(hosts.stop_if_told, received)
+            return _update_until_done(start, train_step, eval_step, state, mesh, view, stop)
 
 
 def _facts(start: Start) -> dict[str, Any]:
@@ -107,19 +115,29 @@ def _shared_settings(settings: Settings) -> dict[str, Any]:
 
 
 def estimate_loss(
-    eval_step: EvalStep, params: Params, data: Data, settings: Settings, step: int, mesh: Mesh | None = None
+    eval_step: EvalStep,
+    params: Params,
+    data: Data,
+    settings: Settings,
+    step: int,
+    mesh: Mesh | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Mean loss over `eval_iters` random batches of each split: nanoGPT's estimate, drawn anew at every step."""
+    """Mean loss over `eval_iters` random batches of each split: nanoGPT's estimate, drawn anew at every step.
+
+    `stop` is called before every batch, and may raise.
+    """
     shape = (settings.batch_size,)
     ones = np.ones((settings.batch_size, settings.block_size), np.float32)
     losses = {}
     for stream, file in (("train_eval", data.train), ("val", data.val)):
         first = step * settings.eval_iters
-        losses[stream] = [
-            eval_step(params, feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones)
+        batches = (
+            (feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones)
             for i in range(first, first + settings.eval_iters)
-        ]
-    return {stream: float(np.mean(jax.device_get(sums)) / ones.size) for stream, sums in losses.items()}
+        )
+        losses[stream] = _sum(eval_step, params, batches, stop) / settings.eval_iters / ones.size
+    return losses
 
 
 def whole_split_loss(
@@ -127,34 +145,49 @@ def whole_split_loss(
     params: Params,
     file: TokenFile,
     block_size: int,
-    stop: Sequence[int] = (),
     mesh: Mesh | None = None,
+    stop: Callable[[], None] = lambda: None,
 ) -> tuple[float, int]:
     """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
 
-    Raises `Stopped` once a signal is in `stop`.
+    `stop` is called before every batch, and may raise.
     """
     windows = sharding.rounded_up(max(1, _TOKENS_PER_EVAL_STEP // block_size), mesh)
-    sums = []
-    for part in feed.whole_split(mesh, file, windows, block_size):
-        if stop and jax.process_count() == 1:  # several stop between updates, where all know of it
-            raise Stopped(stop[0])
-        sums.append(eval_step(params, *part))
     targets = len(file.tokens) - 1
-    return float(np.sum(jax.device_get(sums), dtype=np.float64)) / targets, targets
+    return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
+
+
+def _sum(
+    eval_step: EvalStep, params: Params, batches: Iterable[tuple[dataset.Batch, Any]], stop: Callable[[], None]
+) -> float:
+    """The losses of all batches together; the device is a batch ahead at most, so that `stop` comes in time."""
+    total, ahead = 0.0, None
+    for batch in batches:
+        stop()
+        ahead, done = eval_step(params, *batch), ahead
+        total += 0.0 if done is None else float(done)
+    return total if ahead is None else total + float(ahead)
 
 
 def _update_until_done(
-    start: Start, train_step: Callable, eval_step: EvalStep, state: TrainState, mesh: Mesh | None, view: live.Lines
+    start: Start,
+    train_step: Callable,
+    eval_step: EvalStep,
+    state: TrainState,
+    mesh: Mesh | None,
+    view: live.Lines,
+    stop: Callable[[], None],
 ) -> float:
-    """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss."""
+    """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss.
+
+    `stop` is called between updates and between the batches of an evaluation; what it raises ends the run, saved.
+    """
     settings, data, run, *_ = start
     steps = range(run.step, settings.max_iters)
     batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
     profile = Profile(settings.profile)
     with (
         _writing(start) as (checkpoints, kept),
-        signals() as received,
         contextlib.closing(batches),
         contextlib.closing(profile),
     ):
@@ -172,35 +205,40 @@ def _update_until_done(
                     )
                 checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
 
-        while True:
-            step = run.step
-            done = step >= settings.max_iters
-            due = bool(settings.save_interval) and step % settings.save_interval == 0
-            if not run.evaluated and (done or step % settings.eval_interval == 0):
-                with log.paused():
-                    losses = estimate_loss(eval_step, state.params, data, settings, step, mesh)
-                    print(
-                        f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}", flush=True
-                    )
-                    for split, loss in losses.items():
-                        figures.write(step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds())
-                    view.evaluated(state.params)
-                run, better = _evaluated(run, losses["val"], settings)
-                due = due or better or settings.always_save_checkpoint or done
-            if due and step > 0:
-                save()
-            checkpoints.check()
-            if done or hosts.should_stop(step, received):
-                break
-            profile.before_update(state)
-            state, step_metrics = train_step(state, next(batches))
-            log.add(step, step_metrics)
-            run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
-        if not done:
+        try:
+            while True:
+                step = run.step
+                done = step >= settings.max_iters
+                due = bool(settings.save_interval) and step % settings.save_interval == 0
+                if not run.evaluated and (done or step % settings.eval_interval == 0):
+                    with log.paused():
+                        losses = estimate_loss(eval_step, state.params, data, settings, step, mesh, stop)
+                        print(
+                            f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}",
+                            flush=True,
+                        )
+                        for split, loss in losses.items():
+                            figures.write(
+                                step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds()
+                            )
+                        view.evaluated(state.params)
+                    run, better = _evaluated(run, losses["val"], settings)
+                    due = due or better or settings.always_save_checkpoint or done
+                if due and step > 0:
+                    save()
+                checkpoints.check()
+                if done:
+                    break
+                stop()
+                profile.before_update(state)
+                state, step_metrics = train_step(state, next(batches))
+                log.add(step, step_metrics)
+                run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
+            loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, stop)
+        except Stopped:
             save()
             checkpoints.wait()
-            raise Stopped(received[0])
-        loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, received)
+            raise
         figures.write(run.step, "val_whole", loss, seconds=log.seconds())
         if hosts.is_first():
             leave_figure(Path(settings.out_dir))
@@ -219,9 +257,9 @@ def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDo
 
 
 def _final_loss(
-    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, mesh: Mesh | None, stop: Sequence[int] = ()
+    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, mesh: Mesh | None, stop: Callable[[], None]
 ) -> float:
-    loss, targets = whole_split_loss(eval_step, params, val, block_size, stop, mesh)
+    loss, targets = whole_split_loss(eval_step, params, val, block_size, mesh, stop)
     print(f"final val loss {loss:.4f} (whole split, {targets} tokens)", flush=True)
     return loss
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,19 @@ class Finished(NamedTuple):
     err: str
 
 
-def command(script: str, *arguments: object, cwd: Path = ROOT, timeout: float = 240) -> Finished:
+HANGS = 900  # seconds after which a process is taken to hang: no test passes or fails by a machine's speed
+
+
+def awaited(happened: Callable[[], object], *processes: subprocess.Popen) -> None:
+    """Return once something has happened; fail where one of the processes ends before, or it never does."""
+    deadline = time.monotonic() + HANGS
+    while not happened():
+        ended = [process.communicate()[1] for process in processes if process.poll() is not None]
+        assert not ended and time.monotonic() < deadline, ended
+        time.sleep(0.02)
+
+
+def command(script: str, *arguments: object, cwd: Path = ROOT, timeout: float = HANGS) -> Finished:
     """Run a script of the checkout, as a user would."""
     argv = [sys.executable, str(ROOT / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nanogpt_jax import cli, prepare_cli
+from nanogpt_jax import process
 
 if __name__ == "__main__":
+    process.begin()  # before anything slow is imported
+
+    from nanogpt_jax import cli, prepare_cli
+
     data_dir = Path(__file__).parent.parent
     raise SystemExit(cli.run(lambda argv: prepare_cli.main_known("shakespeare_char", argv, data_dir)))
