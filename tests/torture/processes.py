@@ -15,9 +15,15 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
+
 from nanogpt_jax import cli
 
 LIMIT = 120  # seconds in which something must happen in a run that is at work; where nothing does, it hangs
+
+
+class EndedByItself(RuntimeError):
+    """A process that nobody had killed has ended; the message is the last it said."""
 
 
 class Job:
@@ -25,7 +31,7 @@ class Job:
 
     def __init__(self, argv: Sequence[str], count: int, log: Path) -> None:
         """Start `train.py` with these arguments in `count` processes, which write to `log`."""
-        self._log = log
+        self._log, self._said_before = log, log.stat().st_size if log.exists() else 0
         self._running: dict[int, int] = {}  # number in the job -> process id
         self.statuses: dict[int, int] = {}  # of those that have ended
         address = f"--coordinator=127.0.0.1:{_free_port()}"
@@ -43,10 +49,10 @@ class Job:
         return bool(self.statuses)
 
     def wait(self, happened: Callable[[], bool]) -> None:
-        """Return once something has happened. Raises `RuntimeError` if a process ends before, or nothing does."""
+        """Return once something has happened. Raises `EndedByItself` if a process ends before."""
         for _ in until(LIMIT):
             if self.ended():
-                raise RuntimeError(f"a life ended by itself, with status {self.statuses}:\n{self.last_words()}")
+                raise EndedByItself(f"a life ended by itself, with status {self.statuses}:\n{self.last_words()}")
             if happened():
                 return
         raise RuntimeError(f"nothing happened for {LIMIT} s:\n{self.last_words()}")
@@ -72,8 +78,10 @@ class Job:
         return in_time
 
     def last_words(self) -> str:
-        """The end of the log."""
-        return self._log.read_text(errors="replace")[-3000:]
+        """The end of what it wrote to the log."""
+        with open(self._log, errors="replace") as file:
+            file.seek(self._said_before)
+            return file.read()[-3000:]
 
 
 def forked(command: Callable[[Sequence[str]], int], argv: Sequence[str], log: Path, output: Path | None = None) -> int:
@@ -88,6 +96,8 @@ def forked(command: Callable[[Sequence[str]], int], argv: Sequence[str], log: Pa
         try:
             sys.argv = ["command", *argv]
             status = cli.run(command)
+            if jax.distributed.is_initialized():
+                jax.distributed.shutdown()  # as at the end of any program of several processes: all end together
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()
