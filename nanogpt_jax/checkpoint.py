@@ -24,6 +24,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from nanogpt_jax.errors import RunFailed, UserError, in_short
+from nanogpt_jax.files import is_dir, names_in, refused
 from nanogpt_jax.training import Params, TrainState
 
 FOLDER = "checkpoints"
@@ -92,7 +93,7 @@ class Checkpoint:
         try:
             small = safetensors.load_file(self.folder / FILES / f"{item}.safetensors")
             large = {}
-            if (self.folder / item).is_dir():
+            if is_dir(self.folder / item):
                 from nanogpt_jax.orbax_files import large_arrays  # not at the top: small models do without Orbax
 
                 with large_arrays(self.folder / item) as (there, restore):
@@ -157,8 +158,8 @@ class _Damaged(Exception):
 def steps_in(out_dir: Path) -> list[int]:
     """The checkpoints that have been finished; Orbax gives a folder its plain number when it is whole."""
     folder = out_dir / FOLDER
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
+    numbers = [name for name in names_in(folder) if name.isascii() and name.isdigit() and str(int(name)) == name]
+    return sorted(int(name) for name in numbers if is_dir(folder / name))
 
 
 def undamaged_runs(out_dir: Path) -> Iterator[RunDocument]:
@@ -200,6 +201,8 @@ def _verify(folder: Path, items: Collection[str], files: Collection[str] = ()) -
     """Raise `_Damaged` unless the files of `items`, and those named, are there and have the sums they had."""
     try:
         sums = dict(json.loads((folder / FILES / SUMS).read_bytes()))
+    except PermissionError as error:  # which is no damage: whoever may read it goes on with it
+        raise refused(folder / FILES / SUMS, error, "read") from error
     except (OSError, TypeError, ValueError, RecursionError):
         raise _Damaged(f"{FILES}/{SUMS} is missing or cannot be read") from None
     wanted = {*files, *(f"{item}.safetensors" for item in items)}
@@ -207,6 +210,8 @@ def _verify(folder: Path, items: Collection[str], files: Collection[str] = ()) -
     for name in sorted(wanted | {name for name in sums if name.startswith(of_orbax)}):
         try:
             is_same = sum_of(folder / FILES / name) == sums.get(name)
+        except PermissionError as error:
+            raise refused(folder / FILES / name, error, "read") from error
         except (OSError, ValueError) as error:
             raise _Damaged(f"{FILES}/{name}: {getattr(error, 'strerror', error)}") from None
         if not is_same:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 from nanogpt_jax.commands import pasteable
 from nanogpt_jax.config import ACCELERATORS, PLACEMENT_SETTINGS, PRESETS, Settings, preset, require_choice
 from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.files import REFUSALS, refused
 from nanogpt_jax.flags import Parser, add_fields, read_settings, tell, translated
 from nanogpt_jax.process import readers_may_leave
 from nanogpt_jax.settings_files import SettingsFile, is_settings_file, read_settings_file
@@ -61,7 +62,9 @@ def _status_of(command: Callable[[Sequence[str]], int]) -> int:
         return OK
     except OSError as error:
         if error.filename is not None:
-            raise
+            if error.errno not in REFUSALS:
+                raise
+            return _told(refused(error.filename2 or error.filename, error, "used"), WRONG_USE)
         return _told(RunFailed(f"the output could not be written ({error.strerror}); make room for it"), FAILED)
 
 

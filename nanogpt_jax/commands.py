@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import nanogpt_jax
+from nanogpt_jax.files import exists, is_file
 
 _CHECKOUT = Path(nanogpt_jax.__file__).resolve().parent.parent
 
@@ -20,7 +21,7 @@ def pasteable(program: str, *arguments: object, **flags: object) -> str:
     if not program.endswith(".py"):
         start = ["python", "-m", program]
     else:
-        start = ["python", program if Path.cwd() == _CHECKOUT or not script.is_file() else str(script)]
+        start = ["python", program if Path.cwd() == _CHECKOUT or not is_file(script) else str(script)]
     return shlex.join([*start, *map(str, arguments), *flags_of(flags)])
 
 
@@ -37,7 +38,7 @@ def flags_of(settings: Mapping[str, object]) -> list[str]:
 def to_prepare(data_set: Path) -> str:
     """The command that prepares the data set which belongs in a folder; of one's own texts, FILE... stands for them."""
     own_script = f"data/{data_set.name}/prepare.py"
-    if (_CHECKOUT / own_script).is_file():
+    if is_file(_CHECKOUT / own_script):
         return pasteable(own_script, **_where_prepared(data_set))
     return pasteable("data/prepare.py", "FILE...", name=data_set.name, **_where_prepared(data_set))
 
@@ -48,7 +49,7 @@ def to_adopt(folder: Path) -> str:
     Where its text does not lie beside them, TEXTFILE stands for it.
     """
     text = folder / "input.txt"  # what nanoGPT calls it
-    which = f"char:{text if text.is_file() else 'TEXTFILE'}" if (folder / "meta.pkl").exists() else "gpt2"
+    which = f"char:{text if is_file(text) else 'TEXTFILE'}" if exists(folder / "meta.pkl") else "gpt2"
     return pasteable("data/prepare.py", adopt=folder, tokenizer=which)
 
 

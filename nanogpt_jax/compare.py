@@ -24,6 +24,7 @@ from nanogpt_jax.accelerator import describe, use_accelerator
 from nanogpt_jax.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most
 from nanogpt_jax.dataset import TokenFile, open_tokens, random_batch
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import is_file
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.parity import LOSSES, Comparison, Ours, Row, Side, compare
 from nanogpt_jax.prepared import load_meta
@@ -134,7 +135,7 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
 def open_data(settings: Settings) -> Data:
     """The training split of the data set the settings name, or random tokens where it is not prepared."""
     folder = Path(settings.data_dir) / settings.dataset
-    if (folder / "meta.json").is_file():
+    if is_file(folder / "meta.json"):
         meta = load_meta(folder)
         path, sizes = folder / "train.bin", (meta.vocab_size, settings.block_size, meta.train_tokens)
         file = open_tokens(path, *sizes, meta.shards("train"))
@@ -178,7 +179,7 @@ def _reference_side(reference: str, config: Any, settings: Settings) -> Side:
         report.require_installed("transformers", _PURPOSE)
         return compare_torch.hugging_face(config, settings)
     checkout = Path(reference)
-    if not (checkout / "model.py").is_file():
+    if not is_file(checkout / "model.py"):
         raise UserError(f"reference={reference} is neither hf nor a folder with nanoGPT's model.py; name one of them")
     return compare_torch.nanogpt(checkout, config, settings)
 

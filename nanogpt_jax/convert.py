@@ -20,7 +20,7 @@ from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.checkpoint import FOLDER, RunDocument
 from nanogpt_jax.config import Settings, require_choice
 from nanogpt_jax.errors import UserError, in_short
-from nanogpt_jax.files import temporary_folder
+from nanogpt_jax.files import exists, is_dir, is_file, names_in, refused, require_room, system_error, temporary_folder
 from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
 from nanogpt_jax.loading import (
     build_model,
@@ -88,12 +88,14 @@ def convert(
     """
     source = located(src)
     target = Path(dst)
-    form = _form_of(target, to, is_run=(source / FOLDER).is_dir())
+    form = _form_of(target, to, is_run=is_dir(source / FOLDER))
     _require_free(target, overwrite)
     use_accelerator("cpu")  # from files to files: there is nothing to compute
 
     snapshot = _read(src, source, form, data_dir)
     snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(src, snapshot, tokenizer, required=form == "run"))
+    size = sum(value.size for value in jax.tree.leaves(snapshot.params))
+    require_room(target.parent, 4 * size * (3 if form == "run" or snapshot.moments is not None else 1), dst)
     try:
         if form == "nanogpt":
             write_nanogpt(target, snapshot)
@@ -103,15 +105,19 @@ def convert(
                     _write_run(folder, target, snapshot)
                 else:
                     _write_hf(folder, dst, snapshot)
-    except OSError as error:
-        raise UserError(f"{dst} cannot be written ({error.strerror or error}); name another place") from error
-    size = sum(value.size for value in jax.tree.leaves(snapshot.params))
+    except UserError:
+        raise
+    except Exception as error:  # each library wraps what the system refuses in a way of its own
+        cause = system_error(error)
+        if cause is None:
+            raise
+        raise refused(dst, cause, "written") from error
     print(f"{dst}: {size:,} parameters after {snapshot.step:,} iterations, from {src}")
 
 
 def _read(src: str, source: Path, form: Form, data_dir: str) -> Snapshot:
     """What lies at `source`, which was asked for as `src`, with all that `form` has a place for."""
-    if source.is_file():
+    if is_file(source):
         checkpoint = NanoGPTCheckpoint(source)
         config, step = checkpoint.config, checkpoint.step
         settings = dataclasses.replace(checkpoint.settings(), data_dir=data_dir)
@@ -194,7 +200,7 @@ def _tokenizer(source: str, snapshot: Snapshot, named: str | None, required: boo
             print(snapshot.assumed, file=sys.stderr, flush=True)
         return snapshot.tokenizer
     path = Path(named)
-    meta = load_meta(path if path.is_dir() else path.parent)
+    meta = load_meta(path if is_dir(path) else path.parent)
     if meta.vocab_size > size:
         raise UserError(f"tokenizer={named} has {meta.vocab_size:,} tokens where {source} has {size:,}; name another")
     return meta.tokenizer
@@ -212,16 +218,16 @@ def _form_of(target: Path, to: str | None, is_run: bool) -> Form:
 
 def _require_free(target: Path, overwrite: bool) -> None:
     """Refuse to replace what exists unasked, and what holds more than conversions and runs write in any case."""
-    if not target.exists():
+    if not exists(target):
         return
     if not overwrite:
         raise UserError(f"{target} exists; add --overwrite to replace it, or name another")
-    if target.suffix == ".pt" and not target.is_file():
+    if target.suffix == ".pt" and not is_file(target):
         raise UserError(f"{target} is a folder and cannot become a file; name another")
     if target.suffix != ".pt":
-        if not target.is_dir():
+        if not is_dir(target):
             raise UserError(f"{target} is a file and cannot become a folder; name another")
-        others = sorted({path.name for path in target.iterdir()} - _WRITTEN)
+        others = sorted(set(names_in(target)) - _WRITTEN)
         if others:
             raise UserError(f"{target} holds {others[0]}, which no conversion wrote; move it away, or name another")
 
@@ -236,12 +242,12 @@ def _folder_when_whole(target: Path) -> Iterator[Path]:
         yield new
 
         def put_back() -> None:
-            if old.exists() and not target.exists():
+            if exists(old) and not exists(target):
                 old.rename(target)
 
         with undone_by_signals(put_back):
             try:
-                if target.exists():
+                if exists(target):
                     target.rename(old)
                 new.rename(target)
             except BaseException:

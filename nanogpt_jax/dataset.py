@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nanogpt_jax.commands import to_prepare
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import refused
 from nanogpt_jax.training import Batch
 
 _STREAMS = {"train": 0, "train_eval": 1, "val": 2}
@@ -100,7 +102,9 @@ def open_tokens(
             raise _damaged(_named(paths), 2 * len(tokens), f"{2 * expected:,} bytes ({expected:,} tokens)")
     except OSError as error:
         at = error.filename or path
-        raise UserError(f"{at} cannot be read ({error.strerror or error}); prepare the data set again") from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise UserError(f"{at} is missing; prepare the data set again: {to_prepare(path.parent)}") from error
+        raise refused(at, error, "read") from error
     except UserError:
         if expected is None:
             raise

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.files import refusals
 from nanogpt_jax.process import ENDING
 from nanogpt_jax.resume import how_to_go_on
 
@@ -78,15 +79,13 @@ def only_run_in(out_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def unwritable(out_dir: Path) -> Iterator[None]:
     """Before the first update: a folder that can't be written is a mistake of the user's."""
-    try:
+    with refusals(f"out_dir={out_dir}", "written"):
         yield
-    except OSError as error:
-        raise UserError(f"out_dir={out_dir} cannot be written ({error.strerror or error}); name another") from error
 
 
 @contextlib.contextmanager
-def in_one_line(settings: Settings) -> Iterator[None]:
-    """Make `RunFailed` of what the system refuses a run under way: memory, or room for what it writes."""
+def refusals_in_one_line(settings: Settings) -> Iterator[None]:
+    """Make `RunFailed` of what the system refuses a run under way, such as room for what it writes."""
     try:
         yield
     except BrokenPipeError:
@@ -96,6 +95,13 @@ def in_one_line(settings: Settings) -> Iterator[None]:
             f"the run in {settings.out_dir} could not go on ({error.strerror or error}); mend that, then "
             + how_to_go_on(Path(settings.out_dir))
         ) from error
+
+
+@contextlib.contextmanager
+def memory_in_one_line(settings: Settings) -> Iterator[None]:
+    """Make `RunFailed` of too little memory."""
+    try:
+        yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

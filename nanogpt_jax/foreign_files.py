@@ -21,12 +21,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import refused, require_permission
 
 _TORCH_INSTALL = "pip install -e '.[torch]'"
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file. Raises `UserError` if it is missing or damaged."""
+    require_permission(path)
     try:
         return load_file(path)
     except FileNotFoundError as error:
@@ -50,6 +52,7 @@ def unpickled(path: Path) -> Any:
     Raises `UserError` where PyTorch is not installed, the file is missing or damaged, or it could run code.
     """
     torch = torch_for(path)
+    require_permission(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # what is wrong reaches the user as an error
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -109,7 +112,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"it cannot be read ({error.strerror})") from error
+        raise refused("it", error, "read") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"it is not JSON ({error}); it is damaged, get it anew") from error
 

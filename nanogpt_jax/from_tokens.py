@@ -11,7 +11,7 @@ import numpy as np
 
 from nanogpt_jax.encode import Part, encode, require_tokenizer
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import exists, replace_when_whole
 from nanogpt_jax.pieces import Split, recut
 from nanogpt_jax.prepare import Summary
 from nanogpt_jax.prepared import Meta, load_meta, load_tokenizer, token_chunks, token_files, write_data_set
@@ -37,7 +37,7 @@ def adopt(
     was made of this text, so that its last token must be in it. Raises `UserError` where a file is missing, empty or
     damaged, holds a token outside the vocabulary, or belongs to a data set already.
     """
-    if (source / "meta.json").exists():
+    if exists(source / "meta.json"):
         raise UserError(f"{source} is a data set already (it has a meta.json); train on it, or take that file away")
     if folder is None and shard_tokens is not None:
         raise UserError("shard_tokens makes other files, and --adopt leaves them as they are; add --name=NAME to copy")
@@ -100,7 +100,7 @@ def prepare_data_set(
     """
     require_tokenizer(tokenizer)
     meta = load_meta(source)
-    if folder.exists() and folder.samefile(source):
+    if exists(folder) and folder.samefile(source):
         raise UserError(
             f"{source} would be written over by itself in other tokens; choose another name with --name=NAME"
         )

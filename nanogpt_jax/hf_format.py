@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from nanogpt_jax.config import GPTConfig, coerced
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import exists, is_file, names_in, replace_when_whole
 from nanogpt_jax.foreign_files import read_bin, read_json, read_safetensors, reading
 from nanogpt_jax.model import LAYER_NORM_EPSILON
 from nanogpt_jax.state_dicts import HEAD, left_out, params_of, require_expressible, state_dict_of
@@ -90,7 +91,8 @@ def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str,
 
 def is_hf_folder(folder: Path) -> bool:
     """Whether weights lie in `folder` under the names that `save_pretrained` gives them."""
-    return any(name.is_file() for kind in ("model*.safetensors*", "pytorch_model*.bin*") for name in folder.glob(kind))
+    kinds = ("model*.safetensors*", "pytorch_model*.bin*")
+    return any(fnmatch.fnmatch(name, kind) and is_file(folder / name) for name in names_in(folder) for kind in kinds)
 
 
 def require_readable(path: Path) -> None:
@@ -144,9 +146,9 @@ def read_hf_params(folder: Path, config: GPTConfig) -> Params:
     """
     for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_bin)):
         whole, index = folder / name, folder / f"{name}.index.json"
-        if whole.exists():
+        if exists(whole):
             state_dict = read(whole)
-        elif index.exists():
+        elif exists(index):
             with reading(index):
                 shards = sorted(set(read_json(index)["weight_map"].values()))
                 for shard in shards:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nanogpt_jax.config import PRETRAINED
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import exists
 from nanogpt_jax.foreign_files import read_json, reading
 
 # The short names are older addresses of the same.
@@ -31,11 +32,11 @@ def hub_name(source: str) -> str | None:
     What is there is a path, and so is what would lie in a folder that is there. Raises `UserError` for a name that is
     nearly one of `HOMES`.
     """
-    if Path(source).exists():
+    if exists(Path(source)):
         return None if source not in PRETRAINED else source
     if source in HOMES:
         return source
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source, re.ASCII) and not Path(source).parent.exists():
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source, re.ASCII) and not exists(Path(source).parent):
         return source if Path(source).suffix not in (".pt", ".bin", ".safetensors") else None
     nearly = difflib.get_close_matches(_bare(source), {_bare(name): name for name in HOMES}, 1, cutoff=0.9)
     if nearly and not re.search(r"[/\\]", source):

@@ -20,7 +20,7 @@ from nanogpt_jax import cli, reading, sampling
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.config import Settings, require_at_least, setting
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import is_dir, refusals, replace_when_whole
 from nanogpt_jax.lens_page import Findings, page
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.report import model_in_words
@@ -55,7 +55,7 @@ class LensSettings(TextSettings):
         super().__post_init__()
         if self.max_new_tokens is not None:
             require_at_least("max_new_tokens", self.max_new_tokens, 0)
-        if not self.html or Path(self.html).is_dir():
+        if not self.html or is_dir(Path(self.html)):
             raise UserError(f"html={self.html!r} is a folder; name a file")
 
 
@@ -65,11 +65,8 @@ def main(argv: Sequence[str]) -> int:
     settings = cli.read_settings(LensSettings, argv, usage, _DESCRIPTION)
     use_accelerator(settings.accelerator)
     html = rendered(settings)
-    try:
-        with replace_when_whole(settings.html, "w") as file:
-            file.write(html)
-    except OSError as error:
-        raise UserError(f"html={settings.html} cannot be written ({error.strerror}); name another file") from error
+    with refusals(f"html={settings.html}", "written"), replace_when_whole(settings.html, "w") as file:
+        file.write(html)
     print(f"{settings.html}: {len(html.encode()) / 1e6:.1f} MB; open it in a browser")
     return cli.OK
 

@@ -22,6 +22,7 @@ from nanogpt_jax.attention import choose_kernel
 from nanogpt_jax.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
 from nanogpt_jax.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import is_dir, is_file
 from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable
 from nanogpt_jax.hub import fetched, hub_name
 from nanogpt_jax.model import GPT, Bigram
@@ -64,7 +65,7 @@ def open_weights(source: str, data_dir: str = "data") -> Weights:
     nothing at `source` that can be read.
     """
     path = located(source)
-    if path.is_file():
+    if is_file(path):
         return _nanogpt_weights(path, Path(data_dir))
     if is_hf_folder(path):
         return _hf_weights(source, path)
@@ -96,7 +97,7 @@ def nanogpt_tokenizer(path: Path, checkpoint: NanoGPTCheckpoint, data_dir: Path)
     rows, data_set = checkpoint.config.vocab_size, checkpoint.data_set(data_dir)
     if checkpoint.tokenizer is not None:
         return Known(checkpoint.tokenizer)
-    if data_set is not None and (data_set / "meta.json").is_file():
+    if data_set is not None and is_file(data_set / "meta.json"):
         meta = load_meta(data_set)
         padded = PADDED_GPT2_TOKENS if meta.tokenizer == {"type": "gpt2"} else meta.vocab_size
         if meta.vocab_size <= rows:
@@ -183,9 +184,9 @@ def build_model(settings: Settings, vocab_size: int, platform: str) -> nn.Module
 def _found(checkpoint: Checkpoint | None, out_dir: Path) -> Checkpoint:
     if checkpoint is not None:
         return checkpoint
-    if (out_dir / FOLDER).is_dir():
+    if is_dir(out_dir / FOLDER):
         raise UserError(f"{out_dir / FOLDER} holds no finished checkpoint; train again, or name another folder")
-    if (out_dir / "ckpt.pt").is_file():
+    if is_file(out_dir / "ckpt.pt"):
         flag = shlex.quote(f"--init_from={out_dir / 'ckpt.pt'}")
         raise UserError(f"{out_dir} holds no run but nanoGPT's ckpt.pt; name that: {flag}")
     raise UserError(f"{out_dir} holds no run (there is no {out_dir / FOLDER}); train one there, or name another")

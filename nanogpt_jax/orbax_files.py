@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,15 @@ from nanogpt_jax.checkpoint import FILES, SUMS, named, sum_of
 _LATEST = 2
 # Orbax reports routine matters as warnings; what a user must know reaches them as an exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: Any, usual: Callable = sys.excepthook) -> None:
+    """After a write that failed, each of TensorStore's others complains that Orbax's event loop is closed."""
+    if str(error) != "Event loop is closed":
+        usual(kind, error, trace)
+
+
+sys.excepthook = _hook
 
 Arrays = dict[str, Any]
 

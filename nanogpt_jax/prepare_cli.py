@@ -11,6 +11,7 @@ from nanogpt_jax import assets
 from nanogpt_jax.commands import pasteable, to_train_on
 from nanogpt_jax.config import PRETRAINED, require_choice
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import exists, is_dir, is_file
 from nanogpt_jax.flags import Parser
 from nanogpt_jax.from_tokens import adopt, prepare_data_set
 from nanogpt_jax.pieces import census
@@ -38,7 +39,7 @@ def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
         raise UserError("no FILE is named; name text files, as in: " + pasteable("data/prepare.py", "letters.txt"))
     folder = _folder(given, given.get("name", given["files"][0].stem))
     tokenizer, options = _tokenizer(given.get("tokenizer", "char"), given["data_dir"]), _options(given)
-    if len(given["files"]) == 1 and given["files"][0].is_dir():
+    if len(given["files"]) == 1 and is_dir(given["files"][0]):
         return _report(prepare_data_set(given["files"][0], folder, tokenizer, **options))
     return _report(prepare_text(given["files"], folder, tokenizer, given["val_fraction"], **options))
 
@@ -150,9 +151,9 @@ def _tokenizer(which: str, data_dir: Path) -> str | Tokenizer:
         return CharTokenizer(census(read_text([path], CHUNK, "reading")).characters)
     path = Path(which)
     for folder in (data_dir / which, path, path.parent if path.name == "meta.json" else path):
-        if which and (folder / "meta.json").is_file():
+        if which and is_file(folder / "meta.json"):
             return load_tokenizer(load_meta(folder).tokenizer)
-    if not which or not path.exists():
+    if not which or not exists(path):
         raise UserError(
             f"tokenizer={which} is not char, gpt2, bpe:SIZE, char:TEXTFILE, a data set in {data_dir}, nor the path "
             "of one, of a run or of a checkpoint; choose one"

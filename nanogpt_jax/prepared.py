@@ -19,7 +19,7 @@ import numpy as np
 from nanogpt_jax import assets
 from nanogpt_jax.commands import to_adopt, to_prepare
 from nanogpt_jax.errors import UserError, in_short
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import exists, is_file, refused, replace_when_whole
 from nanogpt_jax.pieces import Split
 from nanogpt_jax.process import undone_by_signals
 from nanogpt_jax.tokenizer import MAX_VOCAB_SIZE, TokenIds, Tokenizer, shown, tokenizer_from_json
@@ -59,17 +59,17 @@ def load_meta(folder: Path) -> Meta:
         with open(path, "rb") as file:
             data = file.read(LARGEST_META + 1)
     except (FileNotFoundError, NotADirectoryError):
-        if (folder / "meta.pkl").exists():
+        if exists(folder / "meta.pkl"):
             raise UserError(
                 f"{folder} has meta.pkl and no meta.json; a pickle can run code and is not read here, so say "
                 f"what its tokens are: {to_adopt(folder)}"
             ) from None
-        adopt = f", or take its token files over: {to_adopt(folder)}" if (folder / "train.bin").is_file() else ""
+        adopt = f", or take its token files over: {to_adopt(folder)}" if is_file(folder / "train.bin") else ""
         raise UserError(
             f"{folder} is not a prepared data set (no meta.json); run: {to_prepare(folder)}{adopt}"
         ) from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; check who may read it") from error
+        raise refused(path, error, "read") from error
 
     def refuse(what: str) -> UserError:
         return UserError(f"{path} {what}; prepare the data set again: {to_prepare(folder)}")
@@ -112,7 +112,7 @@ def write_data_set(
     folder: Path, tokenizer: Tokenizer, parts: Iterable[tuple[Split, TokenIds]], shard_tokens: int | None
 ) -> Meta:
     """Write a data set. Until all of it lies on the disk whole, the one that was there stays as it is."""
-    is_new = not folder.exists()
+    is_new = not exists(folder)
 
     def forget() -> None:
         if is_new:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import is_dir, refusals, replace_when_whole
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 # Of Okabe and Ito (2008), whom colour-blind readers can tell apart.
@@ -44,21 +44,17 @@ def require_writable(**files: Path | None) -> None:
         if path is not None:
             if name != "json" and path.suffix not in PLOT_FORMATS:
                 raise UserError(f"{name}={path} is of no known format; end its name in {', '.join(PLOT_FORMATS)}")
-            try:
+            with refusals(f"{name}={path}", "written"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise _unwritable(name, path, error) from error
-            if path.is_dir():
+            if is_dir(path):
                 raise UserError(f"{name}={path} is a folder; name a file")
 
 
 def write_where_asked(name: str, path: Path | None, write: Callable[[Path], None]) -> None:
     """`write(path)` if a path was given with `--name`; `UserError` if the system refuses it."""
     if path is not None:
-        try:
+        with refusals(f"{name}={path}", "written"):
             write(path)
-        except OSError as error:
-            raise _unwritable(name, path, error) from error
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -110,10 +106,6 @@ def batch_in_words(settings: Settings) -> str:
     """The shape of a training batch."""
     steps = settings.gradient_accumulation_steps
     return ("" if steps == 1 else f"{steps} x ") + f"{settings.batch_size} x {settings.block_size} tokens"
-
-
-def _unwritable(name: str, path: Path, error: OSError) -> UserError:
-    return UserError(f"{name}={path} cannot be written ({error.strerror or error}); name another file")
 
 
 def _finite(value: Any) -> Any:

@@ -58,7 +58,10 @@ def require_same_data(run: RunDocument, data: str, settings: Settings) -> None:
 
 def how_to_go_on(out_dir: Path, **flags: object) -> str:
     """How to go on with the run in `out_dir`, as it stands on the disk, once what ended it is mended."""
-    steps = steps_in(out_dir)
+    try:
+        steps = steps_in(out_dir)
+    except UserError:  # it cannot be looked at; whoever mends that can go on
+        return f"go on with {flags_to_resume(out_dir, **flags)}"
     if not steps:
         changed = f" with {shlex.join(flags_of(flags))}" if flags else ""
         return f"train again{changed}, for it has no checkpoint yet"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from nanogpt_jax.commands import pasteable
 from nanogpt_jax.config import Settings
 from nanogpt_jax.curves import FIGURE_FILE
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import exists, refused
 from nanogpt_jax.sinks import METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER
 from nanogpt_jax.telemetry import CONFIG_FILE
 
@@ -34,10 +34,16 @@ def usual_out_dir(base: Mapping[str, Any], dataset: str | None) -> str:
 
 def newest_run() -> str:
     """The folder ./out* with the youngest settings file. Raises `UserError` if there is none."""
-    written = {}
+    written, closed = {}, []
     for folder in Path().glob("out*"):
-        with contextlib.suppress(OSError):
+        try:
             written[folder] = (folder / CONFIG_FILE).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:  # such as another user's
+            closed.append(refused(folder, error, "looked at"))
+    if not written and closed:
+        raise closed[0]
     if not written:
         raise UserError(
             f"there is no run in ./out*; train one with {pasteable('train.py')}, or name it with --out_dir=DIR"
@@ -51,17 +57,17 @@ def set_previous_run_aside(out_dir: Path) -> None:
     Nothing is ever deleted, and a move that was cut short goes on.
     """
     aside, (single, moving) = out_dir / PREVIOUS, (out_dir / name for name in _WAITING)
-    there = [out_dir / name for name in _OF_A_RUN if (out_dir / name).exists()]
-    if not there and not any(path.exists() for path in (single, moving)):
+    there = [out_dir / name for name in _OF_A_RUN if exists(out_dir / name)]
+    if not there and not any(exists(path) for path in (single, moving)):
         return
-    if any((aside / name).exists() for name in _OF_A_RUN) and not single.exists():
+    if any(exists(aside / name) for name in _OF_A_RUN) and not exists(single):
         aside.rename(single)
     aside.mkdir(exist_ok=True)
     if there:
         moving.mkdir(exist_ok=True)
         for path in there:
             path.rename(moving / path.name)
-    for waiting in (path for path in (single, moving) if path.exists()):
+    for waiting in (path for path in (single, moving) if exists(path)):
         number = 1 + max((int(path.name) for path in aside.iterdir() if path.name.isdecimal()), default=0)
         waiting.rename(aside / str(number))
     print(f"{out_dir} held a run: it is in {aside / str(number)} now", flush=True)

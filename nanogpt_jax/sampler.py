@@ -25,6 +25,7 @@ from nanogpt_jax.config import (
 )
 from nanogpt_jax.decoding_weights import QUANTIZE, decoding_weights
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import refused
 from nanogpt_jax.loading import Weights, build_model, open_weights
 from nanogpt_jax.prepared import load_tokenizer
 from nanogpt_jax.run_folder import newest_run
@@ -180,6 +181,6 @@ def _file_text(start: str) -> str:
     try:
         return Path(start.removeprefix("FILE:")).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"start={start} cannot be read ({error.strerror}); name a text file after FILE:") from error
+        raise refused(f"start={start}", error, "read") from error
     except UnicodeDecodeError as error:
         raise UserError(f"start={start} is not UTF-8 text ({error}); save it as UTF-8") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import numpy as safetensors
 
 from nanogpt_jax.checkpoint import FOLDER, FORMAT, RUN, Checkpoint, RunDocument, named, split, steps_in, undamaged_runs
 from nanogpt_jax.errors import RunFailed, in_short
+from nanogpt_jax.files import system_error
 from nanogpt_jax.resume import how_to_go_on
 from nanogpt_jax.training import TrainState
 
@@ -114,12 +115,7 @@ def _is_small(array: jax.Array, large: int) -> bool:
     return array.nbytes < large and array.is_fully_replicated and array.dtype.kind in "biuf"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
     """The operating system's words where it has any: Orbax wraps them in its own."""
-    chain: Iterable[BaseException] = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain = [*chain, inner]
-    for each in reversed(chain):
-        if isinstance(each, OSError) and each.strerror:
-            return each.strerror
-    return in_short(error)
+    refusal = system_error(error)
+    return in_short(error) if refusal is None else refusal.strerror

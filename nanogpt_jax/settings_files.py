@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from nanogpt_jax.config import PRESETS, PRETRAINED, Settings
 from nanogpt_jax.errors import UserError, did_you_mean
+from nanogpt_jax.files import is_file, refused
 from nanogpt_jax.flags import NANOGPTS_OWN
 
 _LARGEST = 2**63  # of whole numbers; no setting takes more, and Python does not write out those of 5000 digits
@@ -26,7 +27,7 @@ class SettingsFile(NamedTuple):
 
 def is_settings_file(source: str) -> bool:
     """Whether `source` means a file, and not a preset."""
-    return source not in PRESETS and (source.endswith((".toml", ".py")) or "/" in source or Path(source).is_file())
+    return source not in PRESETS and (source.endswith((".toml", ".py")) or "/" in source or is_file(Path(source)))
 
 
 def read_settings_file(path: Path) -> SettingsFile:
@@ -40,9 +41,9 @@ def read_settings_file(path: Path) -> SettingsFile:
         if path.suffix == ".py" and (settings := _nanogpts_own(path.stem)) is not None:
             what = f"the preset {settings['preset']}" if "preset" in settings else f"init_from={settings['init_from']}"
             return SettingsFile(settings, [f"{path} is not here: taking {what} in its place"])
-        raise UserError(f"settings file {path} cannot be read ({error.strerror})") from error
+        raise refused(f"settings file {path}", error, "read") from error
     except OSError as error:
-        raise UserError(f"settings file {path} cannot be read ({error.strerror})") from error
+        raise refused(f"settings file {path}", error, "read") from error
     except ValueError as error:
         raise UserError(f"settings file {path} is not UTF-8 text ({error}); write lines of name = value") from error
     found, notes = _of_python(text, path) if path.suffix == ".py" else (_of_toml(text, path), [])

@@ -17,7 +17,7 @@ from typing import Any
 
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import UserError, in_short
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import exists, refused, replace_when_whole
 from nanogpt_jax.report import require_installed
 
 METRICS_FILE = "metrics.jsonl"
@@ -144,7 +144,7 @@ class WeightsAndBiases(Sink):
         import wandb
 
         kept = out_dir / WANDB_FOLDER / _WANDB_ID
-        before = kept.read_text(encoding="utf-8") if resuming and kept.exists() else None
+        before = kept.read_text(encoding="utf-8") if resuming and exists(kept) else None
         try:
             self._run = wandb.init(
                 project=settings.wandb_project,
@@ -204,10 +204,10 @@ def read_metrics(out_dir: Path) -> list[dict[str, Any]]:
     """The entries of a run's metrics file; a line that is just being written is left out. `UserError` without any."""
     try:
         lines = (out_dir / METRICS_FILE).read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{out_dir} holds no {METRICS_FILE} ({error.strerror}); name the folder of a run") from error
     except OSError as error:
-        raise UserError(
-            f"{out_dir} holds no {METRICS_FILE} ({error.strerror or error}); name the folder of a run"
-        ) from error
+        raise refused(out_dir / METRICS_FILE, error, "read") from error
     entries = [entry for line in lines if (entry := _entry(line)) is not None]
     if not entries:
         raise UserError(f"{out_dir / METRICS_FILE} says nothing yet; wait for the run's first evaluation")

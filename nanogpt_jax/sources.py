@@ -25,6 +25,7 @@ from typing import Any
 
 from nanogpt_jax.commands import pasteable
 from nanogpt_jax.errors import UserError, in_short
+from nanogpt_jax.files import MENDS, require_permission
 from nanogpt_jax.tokenizer import shown
 
 CHUNK = 1 << 18  # bytes read at a time
@@ -36,12 +37,7 @@ HUB_SECONDS = 10  # for an answer of the hub
 @contextlib.contextmanager
 def plain_os_errors(doing: str) -> Iterator[None]:
     """Turn what the operating system refuses into a `UserError` of one line."""
-    mends = {
-        errno.ENOENT: "check the name",
-        errno.EISDIR: "name the files in it",
-        errno.EACCES: "check who may read and write there",
-        errno.ENOSPC: "make room and try again",
-    }
+    mends = {**MENDS, errno.EISDIR: "name the files in it"}
     try:
         yield
     except OSError as error:
@@ -163,6 +159,7 @@ def _parquet_texts(path: Path) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    require_permission(path)
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:

@@ -19,6 +19,7 @@ from nanogpt_jax.commands import flags_of, to_put_in_tokens_of
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import UserError
+from nanogpt_jax.files import exists
 from nanogpt_jax.loading import Weights, open_run, open_weights
 from nanogpt_jax.resume import require_same_data, resumed_settings
 from nanogpt_jax.training import Params, TrainState, abstract_state, init_params, init_state
@@ -100,7 +101,7 @@ def _open_data(settings: Settings) -> Data:
     """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
     named = Path(settings.dataset)
     folder = Path(settings.data_dir) / named
-    if len(named.parts) > 1 and not folder.exists():
+    if len(named.parts) > 1 and not exists(folder):
         where = shlex.join(flags_of({"dataset": named.name, "data_dir": named.parent}))
         raise UserError(f"dataset={named} is a path and {folder} is not there; name the set and where it lies: {where}")
     if str(named) in prepare.KNOWN:
@@ -114,7 +115,7 @@ def _open_data(settings: Settings) -> Data:
 
 
 def _prepare_if_missing(name: str, folder: Path) -> None:
-    if not any((folder / file).exists() for file in ("meta.json", "train.bin")):
+    if not any(exists(folder / file) for file in ("meta.json", "train.bin")):
         print(f"{folder} is not prepared yet: preparing it", flush=True)
         prepare.KNOWN[name](folder)
 

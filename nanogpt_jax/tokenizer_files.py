@@ -14,7 +14,7 @@ from typing import Any
 
 from nanogpt_jax import assets
 from nanogpt_jax.errors import UserError, in_short
-from nanogpt_jax.files import replace_when_whole
+from nanogpt_jax.files import exists, replace_when_whole
 from nanogpt_jax.foreign_files import read_json, reading
 from nanogpt_jax.hf_tokenizer import GPT2_WORDS, HFTokenizer, cuts_as_gpt2, document_of, opened
 from nanogpt_jax.tokenizer import (
@@ -42,10 +42,10 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
     and `special_tokens_map.json` add to it. Added tokens beyond the table are left out, and said to be. Raises
     `UserError` for files that are damaged or cannot be read, and for a vocabulary larger than the table.
     """
-    if not any((folder / name).exists() for name in (DOCUMENT, *_OTHERS)):
+    if not any(exists(folder / name) for name in (DOCUMENT, *_OTHERS)):
         return None
     config, named, added = (_object(folder / name) for name in (CONFIG, "special_tokens_map.json", "added_tokens.json"))
-    with reading(folder / DOCUMENT if (folder / DOCUMENT).exists() else folder):
+    with reading(folder / DOCUMENT if exists(folder / DOCUMENT) else folder):
         library, usual = _library_in(folder, config)
         named = usual | (config if "added_tokens_decoder" in config else config | named)
         with reading("its added tokens"):
@@ -173,7 +173,7 @@ def _in_order(vocab: Mapping[str, int]) -> list[str]:
 
 def _object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is no such file."""
-    if not path.exists():
+    if not exists(path):
         return {}
     with reading(path):
         document = read_json(path)
@@ -186,11 +186,11 @@ def _library_in(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, An
     """The library's tokenizer as the main files have it, and the special tokens that its kind has by itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    if (folder / DOCUMENT).exists():
+    if exists(folder / DOCUMENT):
         return opened(read_json(folder / DOCUMENT)), {}
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.exists() and merges.exists()):
-        found = next(name for name in _OTHERS if (folder / name).exists())
+    if not (exists(vocab) and exists(merges)):
+        found = next(name for name in _OTHERS if exists(folder / name))
         raise UserError(
             f"its tokenizer is in {found}, which is not read here; with transformers, "
             'AutoTokenizer.from_pretrained("FOLDER").save_pretrained("FOLDER") makes a tokenizer.json of it'

@@ -23,7 +23,15 @@ from nanogpt_jax.config import Settings
 from nanogpt_jax.curves import leave_figure
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import RunFailed
-from nanogpt_jax.faults import Stopped, in_one_line, only_run_in, signals, unwritable
+from nanogpt_jax.faults import (
+    Stopped,
+    memory_in_one_line,
+    only_run_in,
+    refusals_in_one_line,
+    signals,
+    unwritable,
+)
+from nanogpt_jax.files import is_dir
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.process import readers_may_leave
@@ -52,11 +60,11 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
     out_dir = Path(settings.out_dir)
     resuming, writing = settings.init_from == "resume", not settings.eval_only
     received: list[int] = []  # the signals that tell this process to stop
-    with hosts.watched(flags_to_resume(out_dir)), in_one_line(settings), contextlib.ExitStack() as held:
+    with hosts.watched(flags_to_resume(out_dir)), memory_in_one_line(settings), contextlib.ExitStack() as held:
         held.enter_context(readers_may_leave(lambda: received.append(signal.SIGPIPE)))
 
         def prepared() -> Start:
-            if resuming and writing and out_dir.is_dir() and hosts.is_first():
+            if resuming and writing and is_dir(out_dir) and hosts.is_first():
                 held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
             start = resumed(settings, given) if resuming else begun(settings, given)
             if writing:
@@ -96,7 +104,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
             held.enter_context(only_run_in(out_dir))
         places = None if mesh is None else sharding.state_shardings(mesh, state)
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
-        with signals(received), live.shown(start, model) as view:
+        with refusals_in_one_line(settings), signals(received), live.shown(start, model) as view:
             stop = partial(hosts.stop_if_told, received)
             return _update_until_done(start, train_step, eval_step, state, mesh, view, stop)
 

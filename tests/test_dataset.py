@@ -61,7 +61,7 @@ def write(path, tokens):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda p: p.unlink(), "cannot be read"),
+        (lambda p: p.unlink(), "train.bin is missing; prepare the data set again: "),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"1,999 bytes where 2,000 bytes \(1,000 tokens\) belong"),
         (lambda p: p.write_bytes(p.read_bytes()[:-2]), "1,998 bytes where 2,000 bytes"),
         (lambda p: p.write_bytes(b""), "0 bytes"),
@@ -138,5 +138,5 @@ def test_a_file_that_shrinks_while_in_use_is_named(tmp_path, shards):
 
 def test_a_missing_shard_is_named(tmp_path):
     write(tmp_path / "train_000.bin", range(50))
-    with pytest.raises(UserError, match=r"train_001\.bin cannot be read"):
+    with pytest.raises(UserError, match=r"train_001\.bin is missing"):
         open_tokens(tmp_path / "train.bin", 50, 8, 100, shards=("train_000.bin", "train_001.bin"))

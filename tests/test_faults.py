@@ -1,9 +1,7 @@
 """What befalls a run from outside ends in one line, and leaves a checkpoint from which it goes on."""
 
-import contextlib
 import fcntl
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -30,6 +28,7 @@ from nanogpt_jax.errors import RunFailed, UserError
 from nanogpt_jax.run_folder import set_previous_run_aside
 
 from .conftest import HANGS, ROOT, awaited, metrics_of
+from .refusals import largest_file
 from .test_end_to_end import assert_same_bits, state_of, tree_of
 from .tiny import TINY, prepare_tiny
 
@@ -218,19 +217,6 @@ def test_a_bad_state_is_never_saved(flags, tmp_path, monkeypatch):
     with pytest.raises(RunFailed, match=r"iteration 20: the parameters or moments are not finite, and are not saved"):
         cli.train([*flags, "--max_iters=40"])
     assert newest(tmp_path / "run") is None
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """No file may grow beyond `size` bytes: the kernel refuses the rest, as a full disk does."""
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
