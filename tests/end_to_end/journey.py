@@ -62,17 +62,22 @@ class Journey:
     def run(self, program: str, *flags: object, cwd: Path | None = None) -> str:
         """What a script of the checkout, or else a module of the package, prints in the folder; it must end well."""
         start = [str(ROOT / program)] if program.endswith(".py") else ["-m", f"nanogpt_jax.{program}"]
+        return self.typed(shlex.join(["python", *start, *map(str, flags)]), cwd)
+
+    def typed(self, line: str, cwd: Path | None = None) -> str:
+        """What a line typed into a shell prints; it must end well."""
         done = subprocess.run(
-            [sys.executable, *start, *map(str, flags)], cwd=cwd or self.folder, env=self.environment(),
+            ["bash", "-c", line], cwd=cwd or self.folder, env=self.environment(),
             capture_output=True, text=True, timeout=LIMIT, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, f"{program} {shlex.join(map(str, flags))}: {done.stderr}"
+        assert done.returncode == 0, f"{line}: {done.stderr}"
         return done.stdout
 
     def environment(self) -> dict[str, str]:
         """Variables of a user who has the package, and an ordinary terminal."""
         usual = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-        return {**usual, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
+        path = os.pathsep.join([str(Path(sys.executable).parent), usual["PATH"]])
+        return {**usual, "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
 
     def prepare(self) -> None:
         """Make the preset's data set of a few lines of Tiny Shakespeare, beside the run and not in the checkout."""
@@ -100,7 +105,7 @@ class Journey:
         self.sent = bytes(received)
         words = self.words()
         assert status == 130, words
-        return re.search(r"go on with: python train\.py (.*--out_dir=out\b.*?)\s*$", words, re.M)[1]
+        return re.search(r"go on with: (python .*--out_dir=out\b.*?)\s*$", words, re.M)[1]
 
     def _await_first_update(self, process: subprocess.Popen, received: bytearray) -> None:
         metrics = self.folder / "out" / "metrics.jsonl"
@@ -114,8 +119,8 @@ class Journey:
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.sent.decode()).replace("\r", "")
 
     def resume(self, suggested: str) -> str:
-        """Go on by the suggested flags for one more update; what is printed."""
-        return self.run("train.py", *shlex.split(suggested), f"--max_iters={self.updates() + 1}", "--eval_iters=1")
+        """Go on by the suggested line for one more update; what is printed."""
+        return self.typed(f"{suggested} --max_iters={self.updates() + 1} --eval_iters=1")
 
     def updates(self) -> int:
         """How many updates the newest checkpoint has behind it."""
