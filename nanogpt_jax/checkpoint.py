@@ -44,6 +44,7 @@ class RunDocument:
         evaluated: whether the evaluation due at `step` has been made.
         val_loss: the estimate of the validation loss at `step`; None where none was made.
         best_val_loss: the lowest estimate of the validation loss so far; None before the first.
+        since_best: evaluations since the one of `best_val_loss`.
         seconds: time spent in training so far, in all the processes of the run.
         skipped: updates that were skipped because their loss or gradient was not finite.
         data: what tells the data set from another; None where that is not known.
@@ -56,6 +57,7 @@ class RunDocument:
     evaluated: bool = False
     val_loss: float | None = None
     best_val_loss: float | None = None
+    since_best: int = 0
     seconds: float = 0.0
     skipped: int = 0
     data: str | None = None

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from nanogpt_jax.errors import UserError, did_you_mean
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
+WHICH = ("best", "last")
 DTYPES = ("auto", "float32", "bfloat16")
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
 KERNELS = ("auto", "xla", "cudnn", "splash")
@@ -97,10 +98,12 @@ class Settings:
     # fmt: off
     out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png; where none is given, the preset's, with the data set's name after it if that is not the preset's own")
     init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face GPT-2 folder")
+    which: Literal["best", "last"] = setting("best", "run", "the weights of a run that init_from names: with its lowest validation loss, or the last", WHICH)
     eval_interval: int = setting(2000, "run", "iterations between two evaluations")
     log_interval: int = setting(1, "run", "iterations between two lines of training loss")
     eval_iters: int = setting(200, "run", "batches averaged for each split at an evaluation")
     eval_only: bool = setting(False, "run", "print the loss over the whole validation split and stop")
+    patience: int | None = setting(None, "run", "evaluations without a better validation loss after which a run ends; none: it goes on to max_iters")
     always_save_checkpoint: bool = setting(True, "run", "save at every evaluation, not only at a better validation loss")
     save_interval: int | None = setting(None, "run", "iterations between two saves, besides those at evaluations; none: only those")
     nan_policy: Literal["stop", "skip"] = setting("stop", "run", "a loss or gradient that is not finite: stop, or skip the update and count it", ("stop", "skip"))
@@ -162,8 +165,9 @@ class Settings:
         require_32_bits(self)
         for name in ("eval_interval", "log_interval", "eval_iters", "batch_size", "gradient_accumulation_steps"):
             require_at_least(name, getattr(self, name), 1)
-        if self.save_interval is not None:
-            require_at_least("save_interval", self.save_interval, 1)
+        for name in ("save_interval", "patience"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
         for name in ("max_iters", "warmup_iters", "lr_decay_iters", "seed"):
             require_at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from nanogpt_jax import cli
 from nanogpt_jax.accelerator import use_accelerator
 from nanogpt_jax.checkpoint import FOLDER, RunDocument
-from nanogpt_jax.config import Settings, require_choice
+from nanogpt_jax.config import WHICH, Settings, require_choice
 from nanogpt_jax.errors import UserError, in_short
 from nanogpt_jax.files import exists, is_dir, is_file, names_in, refused, require_room, system_error, temporary_folder
 from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
@@ -27,8 +27,7 @@ from nanogpt_jax.loading import (
     hf_tokenizer,
     located,
     nanogpt_tokenizer,
-    open_best,
-    open_run,
+    open_which,
     stored_settings,
 )
 from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
@@ -54,7 +53,8 @@ the bit; between runs and nanoGPT, AdamW's moments and the place in training go 
   python -m nanogpt_jax.convert gpt2 out-x                  GPT-2 by its name, or a folder that holds it
 
 A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
-ckpt.pt, and the best one a Hugging Face folder. The tokenizer goes along: AutoTokenizer loads it from such a folder.
+ckpt.pt, and the best one a Hugging Face folder, unless --which says otherwise. The tokenizer goes along: AutoTokenizer
+loads it from such a folder.
 nanoGPT looks for the characters of a data set in data/DATASET/meta.pkl, which its own prepare.py writes: its ids are
 ours, since both sort the characters."""
 
@@ -67,6 +67,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("dst", metavar="DST", help="what to write: a file that ends in .pt, or a folder")
     parser.add_argument("--to", metavar="{run,hf}", help="what a DST folder is to be (hf for a run, else run)")
+    parser.add_argument(
+        "--which", metavar="{best,last}", help="checkpoint of a run (last for a ckpt.pt, best for Hugging Face)"
+    )
     parser.add_argument("--tokenizer", metavar="PATH", help="meta.json of the data set that the model was trained on")
     parser.add_argument("--data_dir", metavar="DIR", default="data", help="folder that holds the data sets (data)")
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
@@ -78,6 +81,7 @@ def convert(
     src: str,
     dst: str,
     to: str | None = None,
+    which: str | None = None,
     tokenizer: str | None = None,
     data_dir: str = "data",
     overwrite: bool = False,
@@ -90,9 +94,11 @@ def convert(
     target = Path(dst)
     form = _form_of(target, to, is_run=is_dir(source / FOLDER))
     _require_free(target, overwrite)
+    if which is not None:
+        require_choice("which", which, WHICH)
     use_accelerator("cpu")  # from files to files: there is nothing to compute
 
-    snapshot = _read(src, source, form, data_dir)
+    snapshot = _read(src, source, form, data_dir, which or ("best" if form == "hf" else "last"))
     snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(src, snapshot, tokenizer, required=form == "run"))
     size = sum(value.size for value in jax.tree.leaves(snapshot.params))
     require_room(target.parent, 4 * size * (3 if form == "run" or snapshot.moments is not None else 1), dst)
@@ -115,7 +121,7 @@ def convert(
     print(f"{dst}: {size:,} parameters after {snapshot.step:,} iterations, from {src}")
 
 
-def _read(src: str, source: Path, form: Form, data_dir: str) -> Snapshot:
+def _read(src: str, source: Path, form: Form, data_dir: str, which: str) -> Snapshot:
     """What lies at `source`, which was asked for as `src`, with all that `form` has a place for."""
     if is_file(source):
         checkpoint = NanoGPTCheckpoint(source)
@@ -130,12 +136,12 @@ def _read(src: str, source: Path, form: Form, data_dir: str) -> Snapshot:
         known = hf_tokenizer(src, source, config.vocab_size)
         return Snapshot(config, read_hf_params(source, config), settings, *known)
     require_readable(source)
-    return _read_run(source, form)
+    return _read_run(source, form, which)
 
 
-def _read_run(source: Path, form: Form) -> Snapshot:
-    """The newest checkpoint of a run, from which training goes on; for Hugging Face, the best and the weights alone."""
-    checkpoint = open_best(source) if form == "hf" else open_run(source)
+def _read_run(source: Path, form: Form, which: str) -> Snapshot:
+    """The best or the last checkpoint of a run, to train on from it; for Hugging Face, its weights alone."""
+    checkpoint = open_which(source, which)
     run = checkpoint.run
     settings = stored_settings(run)
     if settings.model != "gpt":

@@ -57,12 +57,17 @@ def open_best(out_dir: Path) -> Checkpoint:
     return _found(best(out_dir), out_dir)
 
 
-def open_weights(source: str, data_dir: str = "data") -> Weights:
+def open_which(out_dir: Path, which: str) -> Checkpoint:
+    """The checkpoint of a run that ``which`` means: best or last. Raises `UserError` if there is none."""
+    return open_best(out_dir) if which == "best" else open_run(out_dir)
+
+
+def open_weights(source: str, data_dir: str = "data", which: str = "best") -> Weights:
     """The weights that `source` names: a GPT-2, or a path to a nanoGPT `ckpt.pt`, a Hugging Face folder or a run.
 
-    Of a run it is the best checkpoint. A nanoGPT checkpoint names its data set, whose tokenizer `data_dir` may have.
-    `load` gives a model of a smaller `block_size` the first rows of the position table. Raises `UserError` if there is
-    nothing at `source` that can be read.
+    Of a run it is the best checkpoint, or the last if that is `which`. A nanoGPT checkpoint names its data set, whose
+    tokenizer `data_dir` may have. `load` gives a model of a smaller `block_size` the first rows of the position table.
+    Raises `UserError` if there is nothing at `source` that can be read.
     """
     path = located(source)
     if is_file(path):
@@ -70,7 +75,7 @@ def open_weights(source: str, data_dir: str = "data") -> Weights:
     if is_hf_folder(path):
         return _hf_weights(source, path)
     require_readable(path)
-    return _run_weights(path)
+    return _run_weights(path, which)
 
 
 def located(source: str) -> Path:
@@ -120,8 +125,8 @@ def _by_size(source: str, rows: int) -> Known:
     return Known(None)
 
 
-def _run_weights(out_dir: Path) -> Weights:
-    checkpoint = open_best(out_dir)
+def _run_weights(out_dir: Path, which: str) -> Weights:
+    checkpoint = open_which(out_dir, which)
     run, settings = checkpoint.run, stored_settings(checkpoint.run)
 
     def load(model: nn.Module, mesh: Mesh | None = None) -> Params:

@@ -18,7 +18,7 @@ FREE = frozenset(
         *PLACEMENT_SETTINGS,
         "out_dir", "init_from", "data_dir", "accelerator", "max_iters", "eval_only", "eval_interval", "eval_iters",
         "log_interval", "save_interval", "always_save_checkpoint", "nan_policy", "allow_changes", "profile",
-        "tensorboard", "wandb", "wandb_project", "wandb_run_name",
+        "tensorboard", "wandb", "wandb_project", "wandb_run_name", "patience", "which",
     )
 )  # fmt: skip
 """Settings that a resumed run may have anew: they say how long, how often and where, and leave its updates alone."""
@@ -31,7 +31,7 @@ def resumed_settings(run: RunDocument, out_dir: str, given: Mapping[str, Any]) -
     ``allow_changes`` is given.
     """
     before = stored_settings(run)
-    once = {"allow_changes": False, "eval_only": False}  # these are of a process and not of the run
+    once = {"allow_changes": False, "eval_only": False, "which": "best"}  # these are of a process and not of the run
     after = stored_settings(run, {**once, **given, "out_dir": out_dir, "init_from": "resume"})
     changed = [name for name in vars(before) if getattr(before, name) != getattr(after, name)]
     for name in changed:

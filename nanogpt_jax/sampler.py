@@ -17,6 +17,7 @@ from nanogpt_jax.commands import pasteable
 from nanogpt_jax.config import (
     ACCELERATORS,
     DTYPES,
+    WHICH,
     Settings,
     require_32_bits,
     require_at_least,
@@ -44,6 +45,7 @@ class TextSettings:
     # fmt: off
     init_from: str = setting("resume", "model", "resume: the run in out_dir; or weights by name or path, as train.py takes them")
     out_dir: str | None = setting(None, "model", "the run's folder; none: the newest of ./out*")
+    which: Literal["best", "last"] = setting("best", "model", "the weights of a run: with its lowest validation loss, or the last", WHICH)
     start: str = setting("\n", "text", "the prompt, or FILE:PATH to read it from a file")
     unknown: Literal["refuse", "drop", "space"] = setting("refuse", "text", "what becomes of the prompt's characters that the vocabulary lacks", UNKNOWN)
     temperature: float = setting(0.8, "text", "below 1 bolder, above 1 wilder; 0 always takes the likeliest token")
@@ -57,6 +59,7 @@ class TextSettings:
         require_at_least("seed", self.seed, 0)
         require_32_bits(self)
         require_choice("accelerator", self.accelerator, ACCELERATORS)
+        require_choice("which", self.which, WHICH)
         require_choice("unknown", self.unknown, UNKNOWN)
         self.sampling_config(None)
 
@@ -123,7 +126,7 @@ def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
         if source is None:
             source = newest_run()
             print(f"out_dir: {source}, the newest run here", file=sys.stderr)
-    weights = open_weights(source)
+    weights = open_weights(source, which=settings.which)
     if weights.tokenizer is None:
         raise UserError(
             f"{source} does not say what its tokens are; make it a run first, with "

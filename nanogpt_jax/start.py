@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from nanogpt_jax import dataset, hosts, prepare, prepared, sharding
 from nanogpt_jax.checkpoint import Checkpoint, RunDocument
-from nanogpt_jax.commands import flags_of, to_put_in_tokens_of
+from nanogpt_jax.commands import flags_of, pasteable, to_put_in_tokens_of
 from nanogpt_jax.config import Settings
 from nanogpt_jax.dataset import TokenFile
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.files import exists
-from nanogpt_jax.loading import Weights, open_run, open_weights
+from nanogpt_jax.loading import Weights, open_weights, open_which
 from nanogpt_jax.resume import require_same_data, resumed_settings
 from nanogpt_jax.training import Params, TrainState, abstract_state, init_params, init_state
 
@@ -59,7 +59,7 @@ def begun(settings: Settings, given: Mapping[str, Any]) -> Start:
             return _state_of(_placed(lambda: init_params(model, settings.seed), mesh), tx, settings, mesh)
 
         return Start(settings, data, run, fresh)
-    weights = open_weights(settings.init_from, settings.data_dir)
+    weights = open_weights(settings.init_from, settings.data_dir, settings.which)
     settings = _with_shape_of(settings, weights, given)
     data = _open_data(settings)
     _require_data_of(weights, data, settings.init_from)
@@ -72,8 +72,15 @@ def begun(settings: Settings, given: Mapping[str, Any]) -> Start:
 
 
 def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
-    """The run in `out_dir`, from its newest whole checkpoint."""
-    checkpoint = open_run(Path(settings.out_dir))
+    """The run in `out_dir`, from its newest whole checkpoint; only to evaluate it may be the best.
+
+    Raises `UserError` where it is to go on from the best: that would be another run.
+    """
+    which = given.get("which", "last")
+    if which == "best" and not settings.eval_only:
+        anew = pasteable("train.py", init_from=settings.out_dir, out_dir=f"{settings.out_dir}-2")
+        raise UserError(f"which=best is no place for a run to go on from; to begin a new one there: {anew}")
+    checkpoint = open_which(Path(settings.out_dir), which)
     settings = resumed_settings(checkpoint.run, settings.out_dir, given)
     data = _open_data(settings)
     _require_same_tokenizer(checkpoint.run.tokenizer, data, settings.out_dir)

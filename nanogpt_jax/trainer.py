@@ -34,6 +34,7 @@ from nanogpt_jax.faults import (
 from nanogpt_jax.files import is_dir
 from nanogpt_jax.loading import build_model
 from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax.outcome import best_beside_last
 from nanogpt_jax.process import readers_may_leave
 from nanogpt_jax.resume import at_a_lower_rate
 from nanogpt_jax.run_folder import set_previous_run_aside
@@ -216,7 +217,7 @@ def _update_until_done(
         try:
             while True:
                 step = run.step
-                done = step >= settings.max_iters
+                done = step >= settings.max_iters or is_out_of_patience(run, settings)
                 due = bool(settings.save_interval) and step % settings.save_interval == 0
                 if not run.evaluated and (done or step % settings.eval_interval == 0):
                     with log.paused():
@@ -231,6 +232,7 @@ def _update_until_done(
                             )
                         view.evaluated(state.params)
                     run, better = _evaluated(run, losses["val"], settings)
+                    done = done or is_out_of_patience(run, settings)
                     due = due or better or settings.always_save_checkpoint or done
                 if due and step > 0:
                     save()
@@ -242,12 +244,25 @@ def _update_until_done(
                 state, step_metrics = train_step(state, next(batches))
                 log.add(step, step_metrics)
                 run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
+            if run.step < settings.max_iters:
+                print(
+                    f"patience={settings.patience}: no better validation loss in {run.since_best} evaluations, so the "
+                    f"run ends at iteration {run.step} of {settings.max_iters}; --init_from=resume --patience=none "
+                    "goes on",
+                    flush=True,
+                )
             loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, stop)
+            checkpoints.wait()
+            state = state.replace(opt_state=None)  # which is saved; its memory is for the best weights
+            best = best_beside_last(
+                Path(settings.out_dir), run.step, state.params, loss,
+                lambda params: whole_split_loss(eval_step, params, data.val, settings.block_size, mesh, stop)[0],
+            )  # fmt: skip
         except Stopped:
             save()
             checkpoints.wait()
             raise
-        figures.write(run.step, "val_whole", loss, seconds=log.seconds())
+        figures.write(run.step, "val_whole", loss, seconds=log.seconds(), **best)
         if hosts.is_first():
             leave_figure(Path(settings.out_dir))
     return loss
@@ -258,10 +273,16 @@ def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDo
     if not math.isfinite(loss):
         if settings.nan_policy == "stop":
             raise RunFailed(f"iteration {run.step}: val loss {loss}; {at_a_lower_rate(settings)}")
-        return dataclasses.replace(run, evaluated=True), False
+        return dataclasses.replace(run, evaluated=True, since_best=run.since_best + 1), False
     better = run.best_val_loss is None or loss < run.best_val_loss
     best = loss if better else run.best_val_loss
-    return dataclasses.replace(run, evaluated=True, val_loss=loss, best_val_loss=best), better
+    since = 0 if better else run.since_best + 1
+    return dataclasses.replace(run, evaluated=True, val_loss=loss, best_val_loss=best, since_best=since), better
+
+
+def is_out_of_patience(run: RunDocument, settings: Settings) -> bool:
+    """Whether as many evaluations as `patience` have been no better than the best one before them."""
+    return settings.patience is not None and run.since_best >= settings.patience
 
 
 def _final_loss(

@@ -11,9 +11,9 @@ TINY = (
 )  # fmt: skip
 
 
-def prepare_tiny(folder: Path, text: str = "to be or not to be, that is the question: ") -> Path:
-    """Prepare the data set `tiny` of `text`, again and again; the folder of the data sets."""
+def prepare_tiny(folder: Path, text: str = "to be or not to be, that is the question: ", times: int = 300) -> Path:
+    """Prepare the data set `tiny` of `text`, so many times; the folder of the data sets."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "text.txt").write_text(text * 300)
+    (folder / "text.txt").write_text(text * times)
     prepare_text([folder / "text.txt"], folder / "data" / "tiny")
     return folder / "data"
