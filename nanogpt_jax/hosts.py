@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed, UserError, in_short
 from nanogpt_jax.faults import Stopped
+from nanogpt_jax.process import leave_to_others
 
 BEAT = 2.0  # seconds between two signs of life
 SILENCE = 25.0  # seconds without one after which a process counts as dead
@@ -59,6 +60,7 @@ def join(settings: Settings) -> None:
         if settings.coordinator is None and any(words in str(error) for words in _NO_JOB):
             return
         raise UserError(f"{apart} ({in_short(error)})") from error
+    leave_to_others(signal.SIGTERM)  # JAX listens to it now
 
 
 # JAX's words where it knows of no job, and where it is at work already, as in a program that calls ours.

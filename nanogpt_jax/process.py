@@ -21,6 +21,7 @@ from typing import Any, TextIO
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _undo: list[Callable[[], object]] = []
+_of_others: set[int] = set()
 
 
 def begin() -> None:
@@ -37,6 +38,11 @@ def begin() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def leave_to_others(number: int) -> None:
+    """Leave a signal alone from now on: native code listens to it, which Python cannot see."""
+    _of_others.add(number)
+
+
 @contextlib.contextmanager
 def undone_by_signals(undo: Callable[[], object]) -> Iterator[None]:
     """While the block runs, let a signal that ends the process call `undo` before: to remove what is half made.
@@ -46,7 +52,7 @@ def undone_by_signals(undo: Callable[[], object]) -> Iterator[None]:
     _undo.append(undo)
     ours = []
     if threading.current_thread() is threading.main_thread():  # which alone may say what a signal does
-        ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+        ours = [number for number in ENDING if number not in _of_others and signal.getsignal(number) is signal.SIG_DFL]
         for number in ours:
             signal.signal(number, _undo_and_end)
     try:

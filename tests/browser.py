@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from playwright.sync_api import Browser, sync_playwright
 
+from .conftest import HANGS
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -15,6 +17,6 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def chromium() -> Iterator[Browser]:
     """The browser, until the block ends. Its sandbox is off: it can't be had as root or in most containers."""
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=30_000)
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=HANGS * 1000)
         yield started
         started.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Where these are ignored, as under nohup or in a script's background, the processes under test would ignore them.
+    # A handler is not passed on to them.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
     # A first example compiles, and machines are busy: how long one takes says nothing.
     hypothesis.settings.register_profile("default", deadline=None)
     hypothesis.settings.load_profile("default")

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--within", type=float, default=10.0, help="seconds in which the command must end (10)")
     parser.add_argument("--seed", type=int, default=0, help="what the instants are drawn from (0)")
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a script's background it is ignored, and passed on
     with tempfile.TemporaryDirectory() as folder:
         ends = hammered(Path(folder), given.command, given.interrupts, given.seconds, given.within, given.seed)
     print("\n".join(["| interrupts that | count |", "|---|---|", *(f"| {end} | {n} |" for end, n in ends.items())]))

@@ -26,5 +26,5 @@ def terminal() -> Iterator[tuple[int, bytearray]]:
         yield slave, received
     finally:
         os.close(slave)
-        reader.join(30)
+        reader.join()
         os.close(master)

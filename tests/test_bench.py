@@ -8,7 +8,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 
 import jax
 import pytest
@@ -28,7 +27,7 @@ from nanogpt_jax.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.telemetry import flops_per_token
 from nanogpt_jax.training import init_params
 
-from .conftest import ROOT
+from .conftest import HANGS, ROOT, awaited
 
 TINY = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2)
 FLAGS = [f"--{name}={value}" for name, value in TINY.items()] + ["--accelerator=cpu", "--data_dir=none"]
@@ -56,7 +55,7 @@ def measured(tmp_path_factory):
             process = stack.enter_context(started(task, *FLAGS, "--rounds=2", "--seconds=0.05", *files))
             stack.callback(process.kill)
             found[task] = process
-        told = {task: process.communicate(timeout=240) for task, process in found.items()}
+        told = {task: process.communicate(timeout=HANGS) for task, process in found.items()}
     for task, (out, err) in told.items():
         assert found[task].returncode == 0, err
         document = json.loads((folder / f"{task}.json").read_text())
@@ -113,19 +112,24 @@ def test_ratios_and_rates_follow_from_the_rounds(task, measured):
             assert side["peak_memory"] > 1e8 and side["first_seconds"] > 0
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_no_process_is_left_behind(number, status):
     with started("train", *FLAGS, "--against=none") as process:
-        deadline = time.monotonic() + 60
-        while not (workers := children(process.pid)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        awaited(lambda: children(process.pid), process)
+        workers = children(process.pid)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANGS)
     assert workers and process.returncode == status, err
     assert "Traceback" not in err
-    for worker in workers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(worker, 0)
+    awaited(lambda: not any(is_alive(worker) for worker in workers))
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def children(pid):
@@ -182,7 +186,7 @@ def test_wrong_use_is_one_line(argv, message, monkeypatch):
 
 def test_wrong_use_is_exit_status_2():
     with started("train", "--rounds=none") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=HANGS)
     assert (process.returncode, out) == (2, "")
     assert err.startswith("error: ") and len(err.splitlines()) == 1
 

@@ -18,7 +18,7 @@ from nanogpt_jax.loading import build_model, open_run, open_weights, stored_sett
 from nanogpt_jax.optimizer import make_optimizer
 from nanogpt_jax.training import abstract_state
 
-from .conftest import ROOT, command, metrics_of
+from .conftest import HANGS, ROOT, command, metrics_of
 
 
 def state_of(out_dir):
@@ -102,7 +102,7 @@ def test_an_interrupted_run_saves_and_goes_on_to_the_same_bits(undisturbed, data
             process.send_signal(signal.SIGTERM)
             break
     rest = process.stdout.read()
-    assert process.wait(60) == 143
+    assert process.wait(HANGS) == 143
     assert f"--init_from=resume --out_dir={out_dir}" in rest
     done = command("train.py", "--init_from=resume", f"--out_dir={out_dir}")
     assert done.status == 0, done.err

@@ -311,7 +311,7 @@ def read_until(process, beginning):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_says_how_to_resume_and_ends_with_its_status(flags, tmp_path, number, status):
-    process = start(*flags, "--max_iters=1000000")
+    process = start(*flags, "--max_iters=1000000000")
     read_until(process, "iter 5")
     process.send_signal(number)
     out, err = process.communicate(timeout=HANGS)
@@ -322,7 +322,7 @@ def test_a_signal_saves_says_how_to_resume_and_ends_with_its_status(flags, tmp_p
 
 
 def test_a_reader_that_goes_away_stops_and_saves_the_run(flags, tmp_path):
-    process = start(*flags, "--max_iters=1000000")
+    process = start(*flags, "--max_iters=1000000000")
     read_until(process, "iter 5")
     process.stdout.close()
     again = f"go on with: python train.py --init_from=resume --out_dir={tmp_path / 'run'}\n"

@@ -24,7 +24,7 @@ from nanogpt_jax.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.training import Batch, init_params, loss_fn
 
 from .browser import CHROMIUM, chromium
-from .conftest import ROOT, command
+from .conftest import HANGS, ROOT, command
 from .tiny import TINY, prepare_tiny
 from .twins import fresh
 
@@ -212,7 +212,7 @@ def test_the_wheel_holds_the_page(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "nanogpt_jax", tmp_path / "nanogpt_jax", ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path]
-    subprocess.run(build, check=True, capture_output=True, timeout=120)
+    subprocess.run(build, check=True, capture_output=True, timeout=HANGS)
     [wheel] = (tmp_path / "dist").glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
     for name in ("lens.html", "lens.css", "lens.js"):

@@ -17,7 +17,7 @@ from nanogpt_jax.errors import RunFailed, UserError
 from nanogpt_jax.faults import Stopped
 from nanogpt_jax.saving import LARGE
 
-from .conftest import ROOT
+from .conftest import HANGS, ROOT
 from .test_end_to_end import assert_same_bits, state_of
 from .tiny import TINY, prepare_tiny
 
@@ -136,12 +136,12 @@ def test_a_suggested_command_in_a_shell(here):
     """One of them by a real shell: what the others split, it splits alike."""
     shown = subprocess.run(
         [sys.executable, ROOT / "train.py", "--init_from=resume", "--out_dir=out rel"],
-        capture_output=True, text=True, check=True, timeout=240,
+        capture_output=True, text=True, check=True, timeout=HANGS,
     ).stdout.splitlines()[-1]  # fmt: skip
     line = shown[shown.index("python ") :]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["sh", "-c", f"{line} --num_samples=1 --max_new_tokens=3 --start=be"],
-        env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=HANGS, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith("be"), done.stderr

@@ -17,7 +17,7 @@ from nanogpt_jax import sharding
 from nanogpt_jax.config import preset
 from nanogpt_jax.errors import UserError
 
-from .conftest import ROOT
+from .conftest import HANGS, ROOT
 
 SMALL, LARGE = 64, 4096  # vocabularies: from 4096 on the head and the loss are one function
 MESHES = {
@@ -51,7 +51,7 @@ def virtual_devices(count):
 def found():
     done = subprocess.run(
         [sys.executable, "-m", "tests.mesh_child", json.dumps(RUNS)], cwd=ROOT, env=virtual_devices(8),
-        capture_output=True, text=True, timeout=400, check=False,
+        capture_output=True, text=True, timeout=HANGS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dict(zip(RUNS, json.loads(done.stdout), strict=True))

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from .conftest import ROOT
+from .conftest import HANGS, ROOT
 
 TOUR = ROOT / "docs" / "gpt_from_scratch.ipynb"
 AGREEMENT = re.compile(r"^(?:trained by hand|by the package) +(\d\.\d{4}) +(\d\.\d{4})$", re.M)
@@ -51,7 +51,7 @@ def test_it_runs_where_nothing_is_prepared(kept, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures go into the notebook, as they do for a reader
 
-    NotebookClient(ran, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(ran, timeout=HANGS, resources={"metadata": {"path": str(folder)}}).execute()
 
     require_whole_run(ran)
     assert (tmp_path / "data" / "shakespeare_char" / "meta.json").exists()
