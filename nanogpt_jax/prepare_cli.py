@@ -9,7 +9,7 @@ from typing import Any
 
 from nanogpt_jax import assets
 from nanogpt_jax.commands import pasteable, to_train_on
-from nanogpt_jax.config import PRETRAINED, require_choice
+from nanogpt_jax.config import MAX_VOCAB_SIZE, PRETRAINED, require_choice
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.files import exists, is_dir, is_file
 from nanogpt_jax.flags import Parser
@@ -54,7 +54,7 @@ Make a data set of your own UTF-8 text: train.bin, val.bin and meta.json in DATA
   python data/prepare.py --adopt=../nanoGPT/data/shakespeare_char --tokenizer=char:input.txt
 
 WHICH tokenizer is char, gpt2, bpe:SIZE to train one on the text, char:TEXTFILE for the characters of a file, or an
-existing one by where it is: a data set's name or folder, a run's folder, a checkpoint."""
+existing one by where it is: a data set's name or folder, a run's folder, a checkpoint, a Hugging Face folder."""
 
 
 def _adopt(given: dict[str, Any]) -> int:
@@ -153,17 +153,29 @@ def _tokenizer(which: str, data_dir: Path) -> str | Tokenizer:
     for folder in (data_dir / which, path, path.parent if path.name == "meta.json" else path):
         if which and is_file(folder / "meta.json"):
             return load_tokenizer(load_meta(folder).tokenizer)
-    if not which or not exists(path):
+    return load_tokenizer(_tokenizer_of_weights(which, data_dir))
+
+
+def _tokenizer_of_weights(source: str, data_dir: Path) -> dict[str, Any]:
+    """The tokenizer, as JSON, of a run, a checkpoint or a Hugging Face model, whose weights need not be there."""
+    from nanogpt_jax.hub import hub_name  # slow to import, as is all that knows of weights
+    from nanogpt_jax.loading import is_hf_folder, open_weights
+    from nanogpt_jax.tokenizer_files import read_tokenizer
+
+    path = Path(source)
+    if not source or not (exists(path) or hub_name(source)):
         raise UserError(
-            f"tokenizer={which} is not char, gpt2, bpe:SIZE, char:TEXTFILE, a data set in {data_dir}, nor the path "
+            f"tokenizer={source} is not char, gpt2, bpe:SIZE, char:TEXTFILE, a data set in {data_dir}, nor the path "
             "of one, of a run or of a checkpoint; choose one"
         )
-    from nanogpt_jax.loading import open_weights  # slow to import
-
-    found = open_weights(which, str(data_dir)).tokenizer
-    if found is None:
-        raise UserError(f"tokenizer={which} does not say what its tokens are; name the data set that it was trained on")
-    return load_tokenizer(found)
+    if is_dir(path) and not is_hf_folder(path) and (found := read_tokenizer(path, MAX_VOCAB_SIZE)):
+        return found
+    weights = open_weights(source, str(data_dir))
+    if weights.tokenizer is None:
+        raise UserError(f"tokenizer={source} does not say what its tokens are; name the data set it was trained on")
+    if weights.assumed is not None:
+        print(f"note: {weights.assumed}", file=sys.stderr)
+    return weights.tokenizer
 
 
 def _report(summary: Summary) -> int:

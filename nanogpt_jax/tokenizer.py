@@ -293,7 +293,7 @@ def rescue(tokenizer: Tokenizer, characters: Iterable[str], unknown: str) -> dic
 def listed(characters: Sequence[str]) -> str:
     """Characters as part of one line, the first few of them."""
     shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:5])
-    return shown if len(characters) <= 5 else f"{shown} and {len(characters) - 5:,} others"
+    return shown if len(characters) <= 5 else f"{shown} and {len(characters) - 5:,} more"
 
 
 def codepoints(text: str) -> npt.NDArray[np.uint32]:

@@ -34,7 +34,7 @@ def hub(folder: Path, cache: Path) -> Iterator[list[str]]:
             if about := re.fullmatch(r"api/(?:models/)?(.+?)/revision/(.+)", path):
                 return self.describe(folder / about[1])
             if file := re.fullmatch(r"(.+?)/resolve/([^/]+|refs/convert/parquet)/(.+)", path):
-                return self.send(folder / file[1] / file[3])
+                return self.send(folder / file[1], file[3])
             self.answer(404, b"", {})
 
         do_HEAD = do_GET
@@ -47,7 +47,10 @@ def hub(folder: Path, cache: Path) -> Iterator[list[str]]:
             document["siblings"] = [{"rfilename": str(name)} for name in files]
             self.answer(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
-        def send(self, path: Path) -> None:
+        def send(self, repository: Path, name: str) -> None:
+            path = repository / name
+            if not repository.is_dir():
+                return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
             if not path.is_file():
                 return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             body = path.read_bytes()

@@ -80,6 +80,15 @@ class TestExistingTokenizers:
         meta = load_meta(Path("data/play"))
         assert meta.vocab_size == 65 and decoded(Path("data/play"))[0] + decoded(Path("data/play"))[1] == TEXT
 
+    def test_of_a_hugging_face_folder(self, here: Path, prepare: Callable[..., tuple]) -> None:
+        tokenizers = pytest.importorskip("tokenizers")
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "First": 1, "Citizen": 2}, "[UNK]"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        Path("theirs").mkdir()
+        made.save("theirs/tokenizer.json")
+        assert prepare("play.txt", "--tokenizer=theirs")[0] == 0
+        assert np.fromfile("data/play/train.bin", "<u2")[:4].tolist() == made.encode(TEXT[:20]).ids == [1, 2, 0, 0]
+
     def test_characters_that_are_lacking_are_named_dropped_or_made_spaces(
         self, here: Path, prepare: Callable[..., tuple]
     ) -> None:

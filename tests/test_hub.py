@@ -74,9 +74,9 @@ def offline_gpt2() -> object:
 
 
 @pytest.mark.parametrize("ask", [offline_openwebtext, offline_gpt2])
-def test_without_a_network_one_line_says_so(ask: Callable[[], object], tmp_path: Path) -> None:
-    for reach in (at(NOWHERE, tmp_path / "cache"), hub(tmp_path / "empty", tmp_path / "cache")):
-        with reach, pytest.raises(UserError, match="go online") as error:
+def test_without_a_network_or_what_is_wanted_one_line_says_so(ask: Callable[[], object], tmp_path: Path) -> None:
+    for reach, mend in ((at(NOWHERE, tmp_path / "a"), "go online"), (hub(tmp_path / "empty", tmp_path / "b"), "name ")):
+        with reach, pytest.raises(UserError, match=mend) as error:
             ask()
         assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
 

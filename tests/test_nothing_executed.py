@@ -102,7 +102,7 @@ def test_a_hostile_meta_pkl_is_never_opened(trap):
     assert cli.train([*flags, f"--out_dir={folder / 'beside'}", "--max_iters=1"]) == 0
     (data_dir / "tiny" / "meta.json").unlink()
     message = refused(cli.train, *flags, f"--out_dir={folder / 'out'}")
-    assert "a pickle can run code and is not read here, prepare the data set anew: python data/prepare.py" in message
+    assert "a pickle can run code and is not read here, so say what its tokens are: python data/prepare.py" in message
     assert not (folder / "sprung").exists() and not (folder / "out").exists()
 
 
