@@ -124,6 +124,7 @@ def convert(
 def _read(src: str, source: Path, form: Form, data_dir: str, which: str) -> Snapshot:
     """What lies at `source`, which was asked for as `src`, with all that `form` has a place for."""
     if is_file(source):
+        require_readable(source)
         checkpoint = NanoGPTCheckpoint(source)
         config, step = checkpoint.config, checkpoint.step
         settings = dataclasses.replace(checkpoint.settings(), data_dir=data_dir)

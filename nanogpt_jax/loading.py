@@ -71,6 +71,7 @@ def open_weights(source: str, data_dir: str = "data", which: str = "best") -> We
     """
     path = located(source)
     if is_file(path):
+        require_readable(path)
         return _nanogpt_weights(path, Path(data_dir))
     if is_hf_folder(path):
         return _hf_weights(source, path)

@@ -50,7 +50,9 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
         named = usual | (config if "added_tokens_decoder" in config else config | named)
         with reading("its added tokens"):
             _add(library, config, named, added)
-        document = _within(document_of(_with_ends(library, config, named)), rows, folder)
+        if not (folder / DOCUMENT).exists():
+            _add_ends(library, config, named)  # tokenizer.json says itself what every text begins and ends with
+        document = _within(document_of(library), rows, folder)
         names = [token["content"] for token in document["added_tokens"]]
         end = _content(named.get("eos_token"))
         known = end is not None and (end in names or opened(document).token_to_id(end) is not None)
@@ -228,12 +230,10 @@ def _add(library: Any, config: dict[str, Any], named: dict[str, Any], added: dic
         library.add_special_tokens([AddedToken(content, normalized=False, special=True)])
 
 
-def _with_ends(library: Any, config: dict[str, Any], named: dict[str, Any]) -> Any:
-    """The library's tokenizer, with the tokens before and after every text that `tokenizer_config.json` asks for."""
+def _add_ends(library: Any, config: dict[str, Any], named: dict[str, Any]) -> None:
+    """Begin and end every text with the tokens that `tokenizer_config.json` asks for."""
     from tokenizers import processors
 
-    if not {"add_bos_token", "add_eos_token"} & set(config):
-        return library
     ends = {}
     for name in ("bos_token", "eos_token"):
         content = _content(named.get(name))
@@ -243,7 +243,6 @@ def _with_ends(library: Any, config: dict[str, Any], named: dict[str, Any]) -> A
     library.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after], special_tokens=list(dict.fromkeys(ends.values()))
     )
-    return library
 
 
 def _content(token: Any) -> str | None:

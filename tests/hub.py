@@ -52,7 +52,8 @@ def hub(folder: Path, cache: Path) -> Iterator[list[str]]:
             if not repository.is_dir():
                 return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
             if not path.is_file():
-                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                code = "EntryNotFound" if path.parent.is_dir() else "RepoNotFound"
+                return self.answer(404, b"", {"X-Error-Code": code, "X-Repo-Commit": COMMIT})
             body = path.read_bytes()
             etag = hashlib.sha256(body).hexdigest()
             self.answer(200, body, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
