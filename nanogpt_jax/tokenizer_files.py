@@ -50,7 +50,7 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
         named = usual | (config if "added_tokens_decoder" in config else config | named)
         with reading("its added tokens"):
             _add(library, config, named, added)
-        if not (folder / DOCUMENT).exists():
+        if not exists(folder / DOCUMENT):
             _add_ends(library, config, named)  # tokenizer.json says itself what every text begins and ends with
         document = _within(document_of(library), rows, folder)
         names = [token["content"] for token in document["added_tokens"]]
