@@ -53,10 +53,8 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
         if not exists(folder / DOCUMENT):
             _add_ends(library, config, named)  # tokenizer.json says itself what every text begins and ends with
         document = _within(document_of(library), rows, folder)
-        names = [token["content"] for token in document["added_tokens"]]
-        end = _content(named.get("eos_token"))
-        known = end is not None and (end in names or opened(document).token_to_id(end) is not None)
-        return recognized(document, end if known else None)
+        end = _content(named.get("eos_token")) or END_OF_TEXT
+        return recognized(document, end if opened(document).token_to_id(end) is not None else None)
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:

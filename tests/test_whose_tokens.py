@@ -124,6 +124,7 @@ class TestFoldersOfOthers:
         model, folder, made, rows = theirs
         tokenizer = prepared.load_tokenizer(read_tokenizer(folder, rows))
         assert tokenizer.vocab_size == rows == len(made)
+        assert tokenizer.decode([tokenizer.eot_token]) == END_OF_TEXT
         for prompt in PROMPTS:
             assert tokenizer.encode(prompt).tolist() == made(prompt)["input_ids"]
             assert tokenizer.decode(tokenizer.encode(prompt)) == prompt
