@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from nanogpt_jax.config import Settings
 from nanogpt_jax.errors import RunFailed, UserError, in_short
 from nanogpt_jax.faults import Stopped
+from nanogpt_jax.job import of_torchrun, told_if_it_waits, whom_it_waits_for
 from nanogpt_jax.process import leave_to_others
 
 BEAT = 2.0  # seconds between two signs of life
@@ -36,28 +37,30 @@ T = TypeVar("T")
 
 
 def join(settings: Settings) -> None:
-    """Join the processes of the job: those that the settings name, or those of Slurm, a TPU slice, Open MPI.
+    """Join the processes of the job: those that the settings name, or those of torchrun, Slurm, a TPU slice, Open MPI.
 
     Does nothing where there is neither. Must be called before JAX looks for devices. Raises `UserError` if the others
     cannot be reached within `connect_timeout` seconds.
     """
     options: dict[str, Any] = {"initialization_timeout": settings.connect_timeout, "shutdown_timeout_seconds": 20}
     if settings.coordinator is not None:
-        options |= {
-            "coordinator_address": settings.coordinator,
-            "num_processes": settings.num_processes,
-            "process_id": settings.process_id,
-            "cluster_detection_method": "deactivate",
-        }
+        named = ("num_processes", "process_id")
+        job = {"coordinator_address": settings.coordinator, **{name: getattr(settings, name) for name in named}}
+    else:
+        job = of_torchrun(os.environ) or {}
+    if job:
+        options |= {**job, "cluster_detection_method": "deactivate"}
+    where = job.get("coordinator_address", "automatic")
     apart = (
-        f"the processes of the job did not find each other at coordinator={settings.coordinator or 'automatic'} within "
+        f"the processes of the job did not find each other at coordinator={where} within "
         f"connect_timeout={settings.connect_timeout} s; start all num_processes of them, with the address of process 0"
     )
     try:
-        with _last_words_if_jax_aborts(lambda: f"error: {apart}", status=2):
+        waits = whom_it_waits_for(job, settings.connect_timeout, os.environ)
+        with _last_words_if_jax_aborts(lambda: f"error: {apart}", status=2), told_if_it_waits(waits):
             jax.distributed.initialize(**options)
     except Exception as error:  # gRPC's, as JAX passes them on
-        if settings.coordinator is None and any(words in str(error) for words in _NO_JOB):
+        if not job and any(words in str(error) for words in _NO_JOB):
             return
         raise UserError(f"{apart} ({in_short(error)})") from error
     leave_to_others(signal.SIGTERM)  # JAX listens to it now
