@@ -6,6 +6,7 @@ Forking spares the imports. A child is a user's `train.py`, flags and all, and s
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ import jax
 
 from nanogpt_jax import cli
 
-LIMIT = 120  # seconds in which something must happen in a run that is at work; where nothing does, it hangs
+LIMIT = 900  # seconds in which something must happen in a run that is at work; where nothing does, it hangs
 
 
 class EndedByItself(RuntimeError):
@@ -55,6 +56,9 @@ class Job:
                 raise EndedByItself(f"a life ended by itself, with status {self.statuses}:\n{self.last_words()}")
             if happened():
                 return
+        for child in self._running.values():
+            os.kill(child, signal.SIGUSR1)  # say where you are
+        time.sleep(5)
         raise RuntimeError(f"nothing happened for {LIMIT} s:\n{self.last_words()}")
 
     def kill(self, victims: Sequence[int]) -> None:
@@ -81,7 +85,7 @@ class Job:
         """The end of what it wrote to the log."""
         with open(self._log, errors="replace") as file:
             file.seek(self._said_before)
-            return file.read()[-3000:]
+            return file.read()[-8000:]
 
 
 def forked(command: Callable[[Sequence[str]], int], argv: Sequence[str], log: Path, output: Path | None = None) -> int:
@@ -93,6 +97,7 @@ def forked(command: Callable[[Sequence[str]], int], argv: Sequence[str], log: Pa
     with contextlib.suppress(BaseException):
         for standard, path in ((1, output or log), (2, log)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), standard)
+        faulthandler.register(signal.SIGUSR1)
         try:
             sys.argv = ["command", *argv]
             status = cli.run(command)
