@@ -34,8 +34,8 @@ def best_beside_last(
         return {"best_step": step, "best_loss": last}
     loss = loss_of(_beside(found, params))
     print(
-        f"the last weights, of iteration {step}: {last:.4f}; the best, of iteration {found.run.step}: {loss:.4f}; "
-        "--which=last or best chooses, and best is taken without it",
+        f"the last weights, of iteration {step}: {last:.4f}; the best by the estimates, of iteration "
+        f"{found.run.step}: {loss:.4f}; --which=last or best chooses, and best is taken without it",
         flush=True,
     )
     if hosts.is_first() and loss < last:

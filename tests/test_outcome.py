@@ -52,7 +52,11 @@ def losses(run, split):
 def test_the_end_tells_both_losses_and_where_validation_rose(overfitted):
     run, said = overfitted
     last = losses(run, "val_whole")[120]
-    told = re.search(r"^the last weights, of iteration 120: (.*); the best, of iteration (\d+): (.*); --", said, re.M)
+    told = re.search(
+        r"^the last weights, of iteration 120: (.*); the best by the estimates, of iteration (\d+): (.*); --",
+        said,
+        re.M,
+    )
     val, train = losses(run, "val"), losses(run, "train_eval")
     lowest = min((step for step in val if step > 0), key=val.get)
     assert told[1] == final_loss(said) == f"{last:.4f}" and int(told[2]) == lowest == best(run).run.step < 120
