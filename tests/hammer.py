@@ -78,15 +78,26 @@ def hammered(
 def _interrupted(argv: list[str], at: float, within: float) -> str:
     """What one interrupt after `at` seconds did."""
     process = subprocess.Popen(
-        [sys.executable, *argv], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-X", "faulthandler", *argv],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     time.sleep(at)
     process.send_signal(signal.SIGINT)
     try:
         _, err = process.communicate(timeout=within)
     except subprocess.TimeoutExpired:
-        process.kill()
-        return f"FAULT: did not end within {within:g} s:\n{process.communicate()[1]}"
+        time.sleep(5 * within)
+        late = process.poll()
+        process.send_signal(signal.SIGABRT)  # say where you are
+        where = process.communicate()[1]
+        return f"FAULT: did not end within {within:g} s, " + (
+            f"nor in six times that:\n{where}"
+            if late is None
+            else f"but in six times that, with {late}: a busy machine?"
+        )
     status = process.returncode
     if "KeyboardInterrupt" in err and status in (1, *BY_SIGNAL):
         return "ended Python before the first line of ours"
