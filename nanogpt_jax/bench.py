@@ -205,7 +205,7 @@ def _seconds(own: Mapping[str, Any]) -> float:
     """How long to measure at a time."""
     seconds = DEFAULT_SECONDS if own["seconds"] is None else own["seconds"]
     if not 0 < seconds < math.inf:
-        raise UserError(f"seconds={seconds} is not a time above 0; {DEFAULT_SECONDS} is usual")
+        raise UserError(f"seconds={seconds} is not a time above 0; choose for example {DEFAULT_SECONDS}")
     return seconds
 
 

@@ -129,7 +129,7 @@ class Checkpoint:
             if there != here:
                 raise UserError(
                     f"checkpoint {self.folder}: tensor {name} has shape {there} where the model has {here}; "
-                    "it belongs to other settings"
+                    "its run.json is of other settings, take the one that was saved with it"
                 )
 
 

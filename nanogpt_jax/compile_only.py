@@ -182,7 +182,9 @@ def _devices(topology: str) -> tuple[Chip, Any]:
     except Exception as error:  # of libtpu and its loader, many kinds
         if importlib.util.find_spec("libtpu") is None:
             raise UserError("compile_only needs libtpu (Linux); install it with pip install -e '.[tpu]'") from error
-        raise UserError(f"compile_only={topology} is no slice that libtpu knows ({in_short(error)})") from error
+        raise UserError(
+            f"compile_only={topology} is no slice that libtpu knows ({in_short(error)}); choose one as v5e:4x4"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ class GPTConfig:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise UserError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; try n_embd={near}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} is outside [0, 1); 0 turns it off")
+            raise UserError(f"dropout={self.dropout} is outside [0, 1); choose 0 to turn it off")
         require_choice("activation", self.activation, ACTIVATIONS)
 
     @property
@@ -176,9 +176,7 @@ class Settings:
                 raise UserError(f"{name}={value} is not a finite number of at least 0; choose one that is")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"{name}={getattr(self, name)} is outside [0, 1); AdamW's usual values are 0.9 and 0.95"
-                )
+                raise UserError(f"{name}={getattr(self, name)} is outside [0, 1); choose for example 0.9 or 0.95")
         if self.lm_head_bias and self.tie_word_embeddings:
             raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
         for name in ("out_dir", "init_from", "dataset", "data_dir", "profile"):
@@ -195,7 +193,7 @@ class Settings:
             return
         for name, value in job.items():
             if value is None:
-                raise UserError(f"{name} is missing; coordinator, num_processes and process_id go together")
+                raise UserError(f"{name} is missing; give all three, coordinator, num_processes and process_id")
         host, _, port = self.coordinator.rpartition(":")
         if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
             raise UserError(f"coordinator={self.coordinator!r} is not HOST:PORT; give the address of process 0")
@@ -268,7 +266,7 @@ def preset(name: str, **changes: Any) -> Settings:
     """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
     if not isinstance(name, str) or name not in PRESETS:
         near = did_you_mean(str(name), PRESETS)
-        raise UserError(f"there is no preset {name!r}; the presets are {', '.join(PRESETS)}{near}")
+        raise UserError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}{near}")
     return Settings(**{**PRESETS[name], **changes})
 
 

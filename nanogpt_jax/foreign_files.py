@@ -65,7 +65,7 @@ def unpickled(path: Path) -> Any:
                 f"{path} holds {foreign}, which is code and not a tensor; nothing of it was run, get a file of tensors"
             ) from None
         raise UserError(
-            f"{path} is not a file of tensors by torch.save; it is damaged, or of another program"
+            f"{path} is not a file of tensors by torch.save; it is damaged, or of another program: get it anew"
         ) from error
     except Exception as error:  # torch raises many kinds; to a user they all mean this
         raise UserError(
@@ -125,7 +125,7 @@ def reading(what: str | Path) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{what} is damaged, or of another program ({_in_short(error)})") from error
+        raise UserError(f"{what} is damaged, or of another program ({_in_short(error)}); get it anew") from error
 
 
 def _in_short(error: Exception) -> str:

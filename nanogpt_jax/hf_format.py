@@ -41,17 +41,21 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
     Raises `UserError` for another architecture, and for options of GPT-2's that this model does not have.
     """
     if not isinstance(document, dict):
-        raise UserError(f"config.json holds a {type(document).__name__} where an object belongs")
+        raise UserError(f"config.json holds a {type(document).__name__} where an object belongs; get it anew")
     if document.get("model_type") != "gpt2":
-        raise UserError(f"model_type={document.get('model_type')!r} is another architecture; only gpt2 can be read")
+        raise UserError(f"model_type={document.get('model_type')!r} is another architecture; name a gpt2")
     shape = {name: coerced(name, document.get(name, usual), int, ()) for name, usual in _HF_SHAPE.items()}
     fixed = _HF_FIXED | {"n_inner": (None, 4 * shape["n_embd"])}
     for name, values in fixed.items():
         if name in document and document[name] not in values:
-            raise UserError(f"{name}={document[name]!r} is not offered by this model, which has {values[-1]!r} alone")
+            raise UserError(
+                f"{name}={document[name]!r} is not offered by this model, which has {values[-1]!r} alone; name another"
+            )
     activation = document.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _HF_ACTIVATIONS:
-        raise UserError(f"activation_function={activation!r} is not one of {', '.join(_HF_ACTIVATIONS)}")
+        raise UserError(
+            f"activation_function={activation!r} is not one of {', '.join(_HF_ACTIVATIONS)}; name a model that has one"
+        )
     return GPTConfig(
         block_size=shape.pop("n_positions"),
         **shape,
@@ -164,7 +168,7 @@ def read_hf_params(folder: Path, config: GPTConfig) -> Params:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 print(f"{folder}: leaving out {what} ({names[0]}{more})", file=sys.stderr, flush=True)
         return params
-    raise UserError(f"{folder} has no weights ({_WHOLE})")
+    raise UserError(f"{folder} has no weights ({_WHOLE}); get all of its files")
 
 
 def write_hf(folder: Path, config: GPTConfig, params: Params, end_of_text: int | None = None) -> None:

@@ -20,6 +20,7 @@ from nanogpt_jax import sharding
 from nanogpt_jax.accelerator import resolve_dtype
 from nanogpt_jax.attention import choose_kernel
 from nanogpt_jax.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
+from nanogpt_jax.commands import flags_of
 from nanogpt_jax.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.errors import UserError
 from nanogpt_jax.files import is_dir, is_file
@@ -193,6 +194,6 @@ def _found(checkpoint: Checkpoint | None, out_dir: Path) -> Checkpoint:
     if is_dir(out_dir / FOLDER):
         raise UserError(f"{out_dir / FOLDER} holds no finished checkpoint; train again, or name another folder")
     if is_file(out_dir / "ckpt.pt"):
-        flag = shlex.quote(f"--init_from={out_dir / 'ckpt.pt'}")
+        flag = shlex.join(flags_of({"init_from": out_dir / "ckpt.pt"}))
         raise UserError(f"{out_dir} holds no run but nanoGPT's ckpt.pt; name that: {flag}")
     raise UserError(f"{out_dir} holds no run (there is no {out_dir / FOLDER}); train one there, or name another")

@@ -34,11 +34,13 @@ def gpt_config_of_nanogpt(model_args: Any) -> GPTConfig:
     Raises `UserError` for an argument that nanoGPT's model does not take.
     """
     if not isinstance(model_args, dict):
-        raise UserError(f"model_args is a {type(model_args).__name__}; it is not of nanoGPT")
+        raise UserError(f"model_args is a {type(model_args).__name__}; it is not of nanoGPT, name another")
     hints = get_type_hints(GPTConfig)
     for name in model_args:
         if name not in _NANOGPT_SHAPE:
-            raise UserError(f"model_args has {name!r}, which nanoGPT's model does not take; it is of another program")
+            raise UserError(
+                f"model_args has {name!r}, which nanoGPT's model does not take; it is of another program, name another"
+            )
     return GPTConfig(**{name: coerced(name, value, hints[name], ()) for name, value in model_args.items()})
 
 
@@ -144,11 +146,15 @@ class NanoGPTCheckpoint:
             indices = [i for group in optimizer["param_groups"] for i in group["params"]]
             names = optimizer_order(self.config, decayed=len(optimizer["param_groups"][0]["params"]))
             if len(indices) != len(names):
-                raise UserError(f"it has moments of {len(indices)} tensors where the model has {len(names)} tensors")
+                raise UserError(
+                    f"it has moments of {len(indices)} tensors where the model has {len(names)} tensors; get it anew"
+                )
             entries = {name: optimizer["state"][i] for name, i in zip(names, indices, strict=True)}
             count, *others = {int(entry["step"]) for entry in entries.values()}
             if others:
-                raise UserError(f"its tensors have made {count} and {others[0]} updates; all must have made as many")
+                raise UserError(
+                    f"its tensors have made {count} and {others[0]} updates; all must have made as many, get it anew"
+                )
             mu, nu = (
                 params_of(arrays_of({name: entry[mean] for name, entry in entries.items()}), self.config, "nanogpt")
                 for mean in ("exp_avg", "exp_avg_sq")

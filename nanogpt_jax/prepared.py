@@ -191,7 +191,9 @@ class _SplitFiles:
 def require_shard(shard_tokens: int | None) -> None:
     """Refuse files of too few tokens with a `UserError`."""
     if shard_tokens is not None and shard_tokens < LEAST_SHARD:
-        raise UserError(f"shard_tokens={shard_tokens} is less than {LEAST_SHARD}; 100000000 makes files of 200 MB")
+        raise UserError(
+            f"shard_tokens={shard_tokens} is less than {LEAST_SHARD}; choose for example 100000000, for 200 MB each"
+        )
 
 
 def _are_names(names: Any) -> bool:

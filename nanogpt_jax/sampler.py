@@ -138,7 +138,7 @@ def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
     if tokenizer.vocab_size > weights.vocab_size:
         raise UserError(
             f"{source} has a tokenizer of {tokenizer.vocab_size:,} tokens and a model of {weights.vocab_size:,}; "
-            "the two do not belong together"
+            "the two do not belong together: name another data set with --tokenizer, or another model"
         )
     return weights, tokenizer
 

@@ -50,11 +50,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} is not a number of at least 0; 0.8 is usual, 0 is greedy")
+            raise UserError(f"temperature={self.temperature} is not a number of at least 0; choose for example 0.8")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k={self.top_k} leaves no token to draw; choose at least 1, or none for all")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is outside (0, 1]; 0.9 is usual, 1 draws from all tokens")
+            raise UserError(f"top_p={self.top_p} is outside (0, 1]; choose for example 0.9")
 
 
 class Generation(NamedTuple):

@@ -50,7 +50,9 @@ def read_settings_file(path: Path) -> SettingsFile:
     names = {f.name for f in dataclasses.fields(Settings)} | {"preset", *NANOGPTS_OWN}
     for name, (where, _) in found.items():
         if name not in names:
-            raise UserError(f"settings file {path}{where}: there is no setting {name}{did_you_mean(name, names)}")
+            raise UserError(
+                f"settings file {path}{where}: there is no setting {name}{did_you_mean(name, names) or '; see --help'}"
+            )
     return SettingsFile({name: value for name, (_, value) in found.items()}, notes)
 
 

@@ -78,7 +78,7 @@ def require_fit(shape: MeshShape, settings: Settings) -> None:
     if settings.batch_size % rows and sequences % rows == 0:
         raise UserError(
             f"batch_size={settings.batch_size} cannot be split over the {rows} devices along data and fsdp of "
-            f"mesh={shape}; batch_size={rows} with gradient_accumulation_steps={sequences // rows} is as much"
+            f"mesh={shape}; choose batch_size={rows} with gradient_accumulation_steps={sequences // rows}, as much"
         )
     for name, what, along in (
         ("batch_size", rows, "data and fsdp"),

@@ -163,7 +163,9 @@ def _parquet_texts(path: Path) -> Iterator[str]:
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
-                raise UserError(f"{path} has no column `text`; it has {shown(file.schema_arrow.names)}")
+                raise UserError(
+                    f"{path} has no column `text`; rename the one of {shown(file.schema_arrow.names)} that holds it"
+                )
             kind = file.schema_arrow.field("text").type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{path} has a column `text` of {kind} where strings belong; convert it")

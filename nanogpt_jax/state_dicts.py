@@ -162,9 +162,11 @@ def _checked(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> np.
     if value is None or value.shape != shape:
         raise _misfit(name, value, shape)
     if value.dtype not in (np.float64, np.float32, np.float16, jnp.bfloat16):
-        raise UserError(f"tensor {name} is {value.dtype}{list(shape)} where the model has float32{list(shape)}")
+        raise UserError(
+            f"tensor {name} is {value.dtype}{list(shape)} where the model has float32{list(shape)}; convert it"
+        )
     if value.dtype == np.float64 and np.abs(value).max(initial=0) > np.finfo(np.float32).max:
-        raise UserError(f"tensor {name} is float64 with numbers beyond float32's; the model cannot hold them")
+        raise UserError(f"tensor {name} is float64 with numbers beyond float32's; get them in float32")
     return value.astype(np.float32, copy=False)
 
 
@@ -173,7 +175,7 @@ def _misfit(name: str, value: np.ndarray | None, shape: tuple[int, ...] | None) 
     wanted = "none at all" if shape is None else shape
     return UserError(
         f"tensor {name} has shape {found} where the model has {wanted}; the weights are of another architecture, "
-        "or of other settings"
+        "or of other settings: name the model they are of"
     )
 
 

@@ -253,7 +253,9 @@ def _within(document: dict[str, Any], rows: int, folder: Path) -> dict[str, Any]
     vocab = document["model"]["vocab"]
     most = max(vocab.values(), default=-1) + 1 if isinstance(vocab, dict) else len(vocab)
     if most > rows:
-        raise UserError(f"it has {most:,} tokens where the model has {rows:,}; the two do not belong together")
+        raise UserError(
+            f"it has {most:,} tokens where the model has {rows:,}; the two do not belong together, get them anew"
+        )
     beyond = [token["content"] for token in document["added_tokens"] if token["id"] >= rows]
     if beyond:
         names = ", ".join(map(repr, beyond[:3])) + (", ..." if len(beyond) > 3 else "")
