@@ -70,7 +70,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused():
 
 
 def test_there_is_no_such_preset():
-    with pytest.raises(UserError, match=r"no preset 'gpt5'; the presets are bigram, gpt_dev.*; did you mean gpt2"):
+    with pytest.raises(UserError, match=r"no preset 'gpt5'; choose one of bigram, gpt_dev.*; did you mean gpt2"):
         preset("gpt5")
 
 
