@@ -24,7 +24,7 @@ USUAL = 2200  # inputs of the suite in all
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", USUAL))
 
 
-def fuzz(cases):
+def fuzz(cases, **options):
     """Hypothesis, the same cases every time: what a search finds is written down as a test of its own.
 
     `cases` is the share of a test where the suite draws its usual number in all.
@@ -35,6 +35,7 @@ def fuzz(cases):
         database=None,
         suppress_health_check=list(HealthCheck),
         deadline=None,
+        **options,
     )
 
 
