@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nanogpt_jax import ops, sharding
 from nanogpt_jax.attention import cached_attention, causal_attention
 from nanogpt_jax.config import GPTConfig
 from nanogpt_jax.decoding_weights import ROWS, Rows, times
+from nanogpt_jax.errors import UserError
 from nanogpt_jax.fused_loss import fused_cross_entropy
 
 LAYER_NORM_EPSILON = 1e-5
@@ -242,7 +244,12 @@ class GPT(nn.Module):
     def _blocks(
         self, idx: Array, cache: Cache | None, position: Array | int, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
-        B, T = idx.shape
+        B, T = _require_text(idx, self.config.vocab_size)
+        if self.config.block_size < T:
+            raise UserError(
+                f"a text of {T} tokens does not fit block_size={self.config.block_size}; give its last "
+                f"{self.config.block_size}, as in idx[:, -{self.config.block_size}:]"
+            )
         table = sharding.gathered(self.wte.embedding, "wte")
         x = ops.embedding(table, idx) + ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
@@ -270,6 +277,7 @@ class Bigram(nn.Module):
 
     def __call__(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T V"]:
         """Logits of the token after each position."""
+        _require_text(idx, self.config.vocab_size)
         return self.wte(idx)
 
     def loss(
@@ -291,6 +299,31 @@ class Bigram(nn.Module):
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache: there is nothing to remember."""
         return ()
+
+
+def require_tokens(name: str, values: Any, size: int, least: int = 0) -> None:
+    """Raise `UserError` if an array holds anything but whole numbers from `least` to `size` - 1, where it can be seen.
+
+    A traced array has a type and no numbers yet, and one that lies on several hosts is whole on none.
+    """
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise UserError(f"{name} are of type {values.dtype}, where whole numbers below {size} belong; give int32")
+    if isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True) or not values.size:
+        return
+    seen = np.asarray(values)
+    for value in (int(seen.min()), int(seen.max())):
+        if not least <= value < size:
+            raise UserError(
+                f"{name} hold {value}, outside the vocabulary of {size}; give numbers from {least} to {size - 1}"
+            )
+
+
+def _require_text(idx: Any, vocab_size: int) -> tuple[int, int]:
+    """The B and T of tokens (B, T); `UserError` for anything else."""
+    if idx.ndim != 2:
+        raise UserError(f"tokens of shape {idx.shape} are not (B, T), texts side by side; one text is tokens[None]")
+    require_tokens("tokens", idx, vocab_size)
+    return idx.shape
 
 
 def _weighted_cross_entropy(logits: Float[Array, "B T V"], targets: Array, weights: Array) -> Float[Array, ""]:

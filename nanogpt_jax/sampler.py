@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nanogpt_jax import sampling
@@ -100,13 +99,13 @@ def sample_text(settings: SampleSettings) -> None:
     model = build_model(shape, weights.vocab_size, jax.default_backend())
     decoding = decoding_weights(model, weights.load(model), settings.quantize)
     config = settings.sampling_config(tokenizer.vocab_size)
-    generation = sampling.begin(model, prompt, jnp.arange(settings.num_samples), settings.max_new_tokens)
+    samples = np.arange(settings.num_samples, dtype=np.int32)
+    generation, first = sampling.begin(model, prompt, samples, settings.max_new_tokens)
     key = purpose_key(settings.seed, "sample")
 
     write = _Writer(start, tokenizer)
-    first = int(generation.length)
     stop = first + settings.max_new_tokens
-    generation = sampling.prefill(model, decoding, generation)
+    generation = sampling.prefill(model, decoding, generation, first)
     for reach in (*range(first + _TOKENS_AT_A_TIME, stop, _TOKENS_AT_A_TIME), stop):
         generation = sampling.extend(model, config, decoding, generation, key, reach)
         write(np.asarray(generation.tokens)[0, first:reach])

@@ -17,13 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from nanogpt_jax.config import require_at_least
 from nanogpt_jax.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.errors import UserError
-from nanogpt_jax.model import Cache
+from nanogpt_jax.model import Cache, require_tokens
 from nanogpt_jax.training import Params
 
 Weights = dict[str, Any]
 """What `decoding_weights` makes of a model's parameters."""
+
+# Below this, dividing would overflow; and there the likeliest token is as certain as it can be.
+_COLDEST = 1e-30
 
 _SHORTEST_BUFFER = 16
 _FIRST_STAGE = 64
@@ -74,7 +78,7 @@ class Generation(NamedTuple):
 def generate(
     model: nn.Module,
     params: Params,
-    prompt: Int[Array, " P"],
+    prompt: Int[Array, " P"] | Int[Array, "1 P"],
     key: PRNGKeyArray,
     *,
     max_new_tokens: int,
@@ -88,7 +92,9 @@ def generate(
     model reads the last `block_size` tokens anew for each token, as nanoGPT does. `config` says how tokens are drawn,
     and `quantize` whether from weights in int8.
 
-    The prompt must hold at least one token; the model reads its last `block_size`. Raises `UserError` otherwise.
+    The prompt is one text of at least one token, of which the model reads the last `block_size`; its length is static
+    under `jax.jit`, as are the model and all that is given by name. Several prompts are mapped over with `jax.vmap`.
+    Raises `UserError` for a prompt that is empty, of another shape, or outside the vocabulary.
     """
     weights = decoding_weights(model, params, quantize)
     return continuations(model, config, weights, prompt, key, max_new_tokens, num_samples)
@@ -104,35 +110,43 @@ def continuations(
     num_samples: int,
 ) -> Int[Array, "S N"]:
     """As `generate`, from weights that are laid out for decoding: what many texts from one model share."""
-    generation = begin(model, prompt, jnp.arange(num_samples), max_new_tokens)
-    start = int(generation.length)
+    require_at_least("num_samples", num_samples, 1)
+    samples = jnp.arange(num_samples, dtype=jnp.int32)
+    generation, start = begin(model, prompt, samples, max_new_tokens)
     if config.cached:
-        generation = prefill(model, weights, generation)
+        generation = prefill(model, weights, generation, start)
     done = extend(model, config, weights, generation, key, start + max_new_tokens)
     return done.tokens[:, start : start + max_new_tokens]
 
 
-def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_tokens: int) -> Generation:
-    """A generation that has read nothing yet: the prompt in a buffer with room for `max_new_tokens` after it.
+def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_tokens: int) -> tuple[Generation, int]:
+    """A generation that has read nothing yet, and its length: the prompt in a buffer with room for `max_new_tokens`.
 
     The buffer's size is rounded up to a power of two, so that prompts of many lengths share one compiled program.
     """
+    prompt = prompt if isinstance(prompt, jax.Array) else np.asarray(prompt)
+    if prompt.ndim == 2 and len(prompt) == 1:  # as nanoGPT has it
+        prompt = prompt[0]
+    if prompt.ndim != 1:
+        raise UserError(f"a prompt of shape {prompt.shape} is not one text, (P,) or (1, P); map over several by vmap")
     if len(prompt) == 0:
         raise UserError("the prompt is empty and there is nothing to continue; give at least one token")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} draws nothing; choose at least 1")
+    require_tokens("the prompt's tokens", prompt, model.config.vocab_size)
+    require_at_least("max_new_tokens", max_new_tokens, 1)
     offset = max(0, len(prompt) - model.config.block_size)
-    prompt = np.asarray(prompt)[offset:]
-    tokens = np.zeros((len(samples), _power_of_two(len(prompt) + max_new_tokens)), np.int32)
-    tokens[:, : len(prompt)] = prompt
-    numbers = (np.asarray(n, np.int32) for n in (len(prompt), offset))
-    return Generation(*jax.device_put((tokens, *numbers)), jnp.asarray(samples, jnp.int32), cache=())
+    length = len(prompt) - offset
+    of = jnp if isinstance(prompt, jax.core.Tracer) else np  # numpy compiles nothing anew for every length
+    room = _power_of_two(length + max_new_tokens) - length
+    text = of.pad(of.asarray(prompt[offset:], of.int32), (0, room))
+    tokens = of.broadcast_to(text, (len(samples), len(text)))
+    numbers = (np.asarray(n, np.int32) for n in (length, offset))
+    return Generation(*jax.device_put((tokens, *numbers)), jnp.asarray(samples, jnp.int32), cache=()), length
 
 
-def prefill(model: nn.Module, weights: Weights, generation: Generation) -> Generation:
-    """Read the prompt, which all texts share, in one pass, so that the cache holds its keys and values."""
+def prefill(model: nn.Module, weights: Weights, generation: Generation, length: int) -> Generation:
+    """Read the prompt of `length`, which all texts share, in one pass: the cache then holds its keys and values."""
     window = _window(model, generation)
-    read = min(window, _power_of_two(int(generation.length)))
+    read = min(window, _power_of_two(length))
     return generation._replace(cache=_prompt_cache(model, weights, generation.tokens, read, window))
 
 
@@ -217,7 +231,10 @@ def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray
         logits = logits[:, : config.vocab_size]
     if config.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / config.temperature
+    if config.temperature < _COLDEST:
+        logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / _COLDEST
+    else:
+        logits = logits / config.temperature
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         logits = _keep_at_least(logits, _kth_largest(logits, config.top_k))
     if config.top_p is not None and config.top_p < 1:
@@ -259,7 +276,8 @@ def _nucleus_threshold(logits: Float[Array, "B V"], top_p: float) -> Float[Array
     falling = -jnp.sort(-logits, axis=-1)
     probs = jax.nn.softmax(falling, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs  # probability of the tokens ahead of each
-    return jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+    fewest = jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+    return jnp.minimum(fewest, falling[:, :1])  # a `top_p` that float32 rounds to zero leaves the likeliest
 
 
 def _power_of_two(n: int) -> int:

@@ -17,8 +17,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from nanogpt_jax.model import require_tokens
+
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
+
+IGNORED = -1
+"""A target that nothing is to be learnt from: nanoGPT's `ignore_index`."""
 
 
 class Batch(NamedTuple):
@@ -26,11 +31,13 @@ class Batch(NamedTuple):
 
     Attributes:
         tokens: integers below the vocabulary's size, of shape (B, T), or (A, B, T) for A micro-batches.
-        targets: the same, one position on.
+        targets: the same, one position on, or `IGNORED`.
+        weights: how much each target counts, in proportion to the others; None for all alike.
     """
 
     tokens: Int[Array, "*A B T"]
     targets: Int[Array, "*A B T"]
+    weights: Float[Array, "*A B T"] | None = None
 
 
 @flax.struct.dataclass
@@ -84,10 +91,24 @@ def loss_fn(
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the targets of a batch (B, T), in nats per token; with a key, under dropout.
 
-    An untrained model's is near ln V, which is 4.17 for 65 characters. Differentiate it by `params`, its argument 1.
+    The mean is over the targets that are not `IGNORED`, and weighted where the batch has weights; of none it is NaN, as
+    PyTorch's. An untrained model's is near ln V, which is 4.17 for 65 characters. Differentiate it by `params`, its
+    argument 1. Raises `UserError` for a token or target outside the vocabulary; under `jit`, where none can be looked
+    at, the loss is NaN.
     """
-    weights = jnp.full(batch.targets.shape, 1 / batch.targets.size)
-    return _weighted_loss(model, params, batch, weights, dropout_key)
+    weights = target_weights(model, batch)
+    return _weighted_loss(model, params, batch, weights / weights.sum(), dropout_key)
+
+
+def target_weights(model: nn.Module, batch: Batch) -> Float[Array, "*A B T"]:
+    """How much each target counts: its weight, or one; nothing where it is `IGNORED`, NaN outside the vocabulary."""
+    tokens, targets, weights = batch
+    size = model.config.vocab_size
+    require_tokens("tokens", tokens, size)
+    require_tokens("targets", targets, size, least=IGNORED)
+    are_tokens = (tokens >= 0) & (tokens < size) & (targets >= IGNORED) & (targets < size)
+    counted = jnp.where(targets == IGNORED, 0.0, 1.0 if weights is None else weights)
+    return jnp.where(are_tokens, counted, jnp.nan).astype(jnp.float32)
 
 
 def _weighted_loss(
@@ -95,7 +116,7 @@ def _weighted_loss(
 ) -> Float[Array, ""]:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     train = dropout_key is not None
-    return model.apply({"params": params}, *batch, weights, train=train, rngs=rngs, method="loss")
+    return model.apply({"params": params}, batch.tokens, batch.targets, weights, train=train, rngs=rngs, method="loss")
 
 
 def make_train_step(
@@ -103,8 +124,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
-    A batch of shape (B, T) is one micro-batch; one of shape (A, B, T) is A of them, whose gradients are averaged before
-    the single update (gradient accumulation: the memory of one, the gradient of all).
+    A batch of shape (B, T) is one micro-batch; one of shape (A, B, T) is A of them, whose gradients are added up before
+    the single update (gradient accumulation: the memory of one, the gradient of all). The loss is `loss_fn`'s mean over
+    all targets of the update, however many of them each micro-batch and each device holds.
 
     Metrics are float32 scalars: ``loss`` (nats per token, before the update) and ``grad_norm`` (before clipping).
     With `skip_nonfinite` an update whose metrics are not finite changes ``step`` alone, not even the optimizer's count.
@@ -128,18 +150,20 @@ def make_train_step(
 
 def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:
     """Loss and gradient of a batch, averaged over its micro-batches if it has several."""
-    value_and_grad = jax.value_and_grad(loss_fn, argnums=1)
+    value_and_grad = jax.value_and_grad(_weighted_loss, argnums=1)
+    weights = target_weights(model, batch)
     if batch.tokens.ndim == 2:
-        return value_and_grad(model, params, batch, key)
+        return value_and_grad(model, params, batch, weights / weights.sum(), key)
     steps = batch.tokens.shape[0]
 
-    def add(total: Any, micro: tuple[Array, Batch]) -> tuple[Any, None]:
-        index, micro_batch = micro
-        part = value_and_grad(model, params, micro_batch, jax.random.fold_in(key, index))
+    def add(total: Any, micro: tuple[Array, Batch, Array]) -> tuple[Any, None]:
+        index, micro_batch, micro_weights = micro
+        part = value_and_grad(model, params, micro_batch, micro_weights, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, total, part), None
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zero, (jnp.arange(steps), batch))
+    zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+    of_mean = weights / (weights.sum() / steps)
+    total, _ = jax.lax.scan(add, zero, (jnp.arange(steps, dtype=jnp.int32), batch, of_mean))
     return jax.tree.map(lambda x: x / steps, total)
 
 
@@ -153,10 +177,10 @@ def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B
     """The jitted ``eval_step(params, batch, weights)``: the weighted sum of the targets' losses, in nats, no dropout.
 
     Batch and weights are of shape (B, T). Weights of one give a plain sum; a zero leaves a target out, which is how a
-    last, shorter window is padded.
+    last, shorter window is padded, and so does `IGNORED` as a target.
     """
 
     def eval_step(params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
-        return _weighted_loss(model, params, batch, weights, None)
+        return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None)
 
     return jax.jit(eval_step)

@@ -29,6 +29,10 @@ def test_every_name_is_there_and_has_a_docstring_of_its_own(name):
     assert len(inspect.getdoc(value) or "") > 40
 
 
+def test_completion_offers_every_name():
+    assert set(nanogpt_jax.__all__) < set(dir(nanogpt_jax))
+
+
 def test_the_reference_has_every_name_once():
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     documented = re.findall(r"^::: nanogpt_jax\.(\w+)\.(\w+)$", text, re.M)

@@ -45,7 +45,7 @@ def primitives(jaxpr):
 def test_the_generation_loop_has_no_scan(model_and_params, config):
     model, params = model_and_params
     weights = decoding_weights(model, params)
-    start = sampling.prefill(model, weights, sampling.begin(model, np.arange(3), jnp.arange(2), 40))
+    start = sampling.prefill(model, weights, *sampling.begin(model, np.arange(3), jnp.arange(2), 40))
     loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, weights, start, KEY, 43)
     first = jax.make_jaxpr(sampling._prompt_cache, static_argnums=(0, 3, 4))(model, weights, start.tokens, 16, 16)
     assert "while" in set(primitives(loop.jaxpr))
@@ -56,7 +56,7 @@ def test_long_blocks_have_no_scan_either():
     model = GPT(dataclasses.replace(CONFIG, block_size=LONG + 88))
     config = SamplingConfig(cached=False)
     params = jax.eval_shape(lambda: init_params(model, 0))
-    start = sampling.begin(model, np.arange(3), jnp.arange(1), 4)
+    start, _ = sampling.begin(model, np.arange(3), jnp.arange(1), 4)
     loop = jax.make_jaxpr(sampling.extend, static_argnums=(0, 1))(model, config, {"params": params}, start, KEY, 7)
     assert "scan" not in set(primitives(loop.jaxpr))
 
@@ -113,7 +113,7 @@ def test_a_sample_is_the_same_alone_or_among_others(model_and_params):
     model, params = model_and_params
     together = generate(model, params, np.arange(4), KEY, max_new_tokens=20, num_samples=3)
     weights = decoding_weights(model, params)
-    begun = sampling.prefill(model, weights, sampling.begin(model, np.arange(4), jnp.array([2]), 20))
+    begun = sampling.prefill(model, weights, *sampling.begin(model, np.arange(4), jnp.array([2]), 20))
     alone = sampling.extend(model, SamplingConfig(), weights, begun, KEY, 24)
     np.testing.assert_array_equal(alone.tokens[0, 4:24], together[2])
     assert not np.array_equal(together[0], together[1])
@@ -126,7 +126,7 @@ def test_streamed_or_at_once_the_text_is_the_same(cuts):
     params = fresh(model)
     at_once = generate(model, params, np.arange(4), KEY, max_new_tokens=30)[0]
     weights = decoding_weights(model, params)
-    pieces = sampling.prefill(model, weights, sampling.begin(model, np.arange(4), jnp.arange(1), 30))
+    pieces = sampling.prefill(model, weights, *sampling.begin(model, np.arange(4), jnp.arange(1), 30))
     for stop in [*sorted(cuts), 34]:
         pieces = sampling.extend(model, SamplingConfig(), weights, pieces, KEY, stop)
     np.testing.assert_array_equal(pieces.tokens[0, 4:34], at_once)
@@ -188,6 +188,54 @@ def test_settings_out_of_range_are_named(wrong):
     (name, value), = wrong.items()  # fmt: skip
     with pytest.raises(UserError, match=f"{name}={value}"):
         SamplingConfig(**wrong)
+
+
+def test_generate_can_be_traced_and_mapped_over(model_and_params):
+    model, params = model_and_params
+    prompts = np.arange(6, dtype=np.int32).reshape(2, 3)
+
+    def text(params, prompt, key):
+        return generate(model, params, prompt, key, max_new_tokens=BLOCK_SIZE + 4)[0]
+
+    want = np.stack([text(params, prompt, KEY) for prompt in prompts])
+    np.testing.assert_array_equal(jax.jit(text)(params, prompts[0], KEY), want[0])
+    np.testing.assert_array_equal(jax.vmap(text, (None, 0, None))(params, prompts, KEY), want)
+    keys = jax.random.split(KEY, 2)
+    of_keys = np.stack([text(params, prompts[0], key) for key in keys])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(text, (None, None, 0)))(params, prompts[0], keys), of_keys)
+    assert jax.make_jaxpr(text)(params, prompts[0], KEY).out_avals[0].shape == (BLOCK_SIZE + 4,)
+
+
+def test_a_prompt_may_have_nanogpts_axis_of_one():
+    model = GPT(CONFIG)
+    params = fresh(model)
+    one, two = (generate(model, params, p, KEY, max_new_tokens=5) for p in (np.arange(4), np.arange(4)[None]))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-45, 1e-320])
+def test_next_to_no_temperature_is_none(temperature):
+    logits = jnp.asarray(30 * np.random.default_rng(0).standard_normal((200, 65)), jnp.float32)
+    cold = draw(SamplingConfig(temperature), logits, jax.random.split(KEY, 200))
+    np.testing.assert_array_equal(cold, jnp.argmax(logits, axis=-1))
+
+
+def test_the_least_top_p_leaves_the_likeliest():
+    assert drawn(SamplingConfig(1.0, top_k=None, top_p=1e-320))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (np.zeros((2, 3), int), r"a prompt of shape \(2, 3\) is not one text, .* map over several by vmap"),
+        (np.array([65]), "the prompt's tokens hold 65, outside the vocabulary of 65"),
+        (np.array([0.5]), "the prompt's tokens are of type float64"),
+    ],
+)
+def test_a_prompt_that_is_none_is_named(prompt, message):
+    model = GPT(CONFIG)
+    with pytest.raises(UserError, match=message):
+        generate(model, fresh(model), prompt, KEY, max_new_tokens=3)
 
 
 def test_an_empty_prompt_is_refused():

@@ -1,16 +1,20 @@
 """One update: against closed forms, across micro-batches, and its randomness."""
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from nanogpt_jax.config import GPTConfig, Settings, preset
-from nanogpt_jax.model import GPT, Bigram
+from nanogpt_jax.errors import UserError
+from nanogpt_jax.model import FUSED_LOSS_FROM, GPT, Bigram
 from nanogpt_jax.optimizer import learning_rate_schedule, make_optimizer
 from nanogpt_jax.training import (
+    IGNORED,
     Batch,
     init_params,
     init_state,
@@ -83,6 +87,70 @@ def test_micro_batches_give_the_update_of_the_whole_batch():
     (one, one_metrics), (three, three_metrics) = results
     assert float(one_metrics["loss"]) == pytest.approx(float(three_metrics["loss"]), abs=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, three.params)
+
+
+@pytest.mark.parametrize("vocab_size", [11, FUSED_LOSS_FROM])
+def test_ignored_targets_are_left_out_of_the_mean_as_in_nanogpt(vocab_size):
+    """PyTorch's cross_entropy(ignore_index=-1), which nanoGPT calls, is the mean over the targets that are left."""
+    model = GPT(dataclasses.replace(SMALL, vocab_size=vocab_size))
+    params, batch = init_params(model, 0), random_batch(2)
+    left_out = np.random.default_rng(1).random(batch.targets.shape) < 0.5
+    masked = batch._replace(targets=np.where(left_out, IGNORED, batch.targets))
+    logits = np.asarray(model.apply({"params": params}, batch.tokens), np.float64)
+    loss = torch.nn.functional.cross_entropy(
+        torch.tensor(logits).flatten(0, 1), torch.tensor(masked.targets).flatten().long(), ignore_index=-1
+    )
+    weighted = batch._replace(weights=np.where(left_out, 0, 3).astype(np.float32))  # in proportion: 3 is as good as 1
+    for same in (masked, weighted):
+        assert float(loss_fn(model, params, same)) == pytest.approx(float(loss), abs=1e-6)
+    ones = np.ones(batch.targets.shape, np.float32)
+    total = make_eval_step(model)(params, masked, ones)
+    assert float(total) == pytest.approx(float(loss) * (~left_out).sum(), rel=1e-6)
+    assert math.isnan(loss_fn(model, params, batch._replace(targets=np.full_like(batch.targets, IGNORED))))
+
+
+def test_the_mean_is_over_all_targets_of_an_update_however_micro_batches_share_them():
+    model = GPT(SMALL)
+    whole = random_batch(6)
+    left_out = np.random.default_rng(1).random((6, 8)) < np.linspace(0, 1, 6)[:, None]
+    whole = whole._replace(targets=np.where(left_out, IGNORED, whole.targets))
+    parts = jax.tree.map(lambda x: x.reshape(3, 2, 8), whole)
+    results = []
+    for batch in (whole, parts):
+        tx, state = fresh(model)
+        results.append(make_train_step(model, tx)(state, batch))
+    (one, one_metrics), (three, three_metrics) = results
+    assert float(one_metrics["loss"]) == pytest.approx(float(three_metrics["loss"]), abs=1e-6)
+    assert float(one_metrics["grad_norm"]) == pytest.approx(float(three_metrics["grad_norm"]), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, three.params)
+
+
+@pytest.mark.parametrize(("name", "value"), [("tokens", -1), ("tokens", 11), ("targets", -2), ("targets", 11)])
+def test_what_is_no_token_is_refused_where_it_is_seen_and_no_number_where_it_is_not(name, value):
+    model = GPT(SMALL)
+    params, batch = init_params(model, 0), random_batch(2)
+    wrong = np.array(getattr(batch, name))
+    wrong[1, 2] = value
+    batch = batch._replace(**{name: wrong})
+    with pytest.raises(UserError, match=f"^{name} hold {value}, outside the vocabulary of 11; give numbers from"):
+        loss_fn(model, params, batch)
+    assert math.isnan(jax.jit(lambda batch: loss_fn(model, params, batch))(batch))
+    assert math.isnan(make_eval_step(model)(params, batch, np.ones((2, 8), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.zeros((1, 9), np.int32), "a text of 9 tokens does not fit block_size=8; give its last 8"),
+        (np.zeros(5, np.int32), r"tokens of shape \(5,\) are not \(B, T\)"),
+        (np.full((1, 2), 11), "tokens hold 11, outside the vocabulary of 11"),
+        (np.zeros((1, 2)), "tokens are of type float64"),
+    ],
+)
+def test_a_model_says_what_it_cannot_read(tokens, message):
+    model = GPT(SMALL)
+    with pytest.raises(UserError, match=message):
+        model.apply({"params": init_params(model, 0)}, tokens)
 
 
 def test_dropout_is_a_function_of_seed_and_step_and_off_in_evaluation():
