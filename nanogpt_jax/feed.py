@@ -28,11 +28,7 @@ def random_batch(
 ) -> Batch:
     """`dataset.random_batch` on the devices: the same batch on every mesh."""
     starts = dataset.random_starts(file, stream, seed, index, shape, block_size)
-
-    def read(rows: Rows) -> tuple[np.ndarray, ...]:
-        return dataset.windows(file, starts[rows], block_size)[:2]
-
-    return Batch(*_on_devices(mesh, (*shape, block_size), read))
+    return Batch(*_on_devices(mesh, (*shape, block_size), lambda rows: dataset.windows(file, starts[rows], block_size)))
 
 
 def whole_split(
@@ -44,7 +40,7 @@ def whole_split(
         def read(rows: Rows, first: int = first) -> tuple[np.ndarray, ...]:
             start, stop, _ = rows[0].indices(batch_size)
             batch, weights = dataset.split_rows(file, first + start, stop - start, block_size)
-            return batch.tokens, batch.targets, weights
+            return (*batch, weights)
 
         *batch, weights = _on_devices(mesh, (batch_size, block_size), read)
         yield Batch(*batch), weights

@@ -134,11 +134,7 @@ class Ours:
 
 def micro_batches(batch: Batch) -> list[Batch]:
     """The micro-batches (B, T) of a batch of shape (B, T) or (A, B, T)."""
-    return (
-        [batch]
-        if batch.tokens.ndim == 2
-        else [jax.tree.map(lambda x, i=i: x[i], batch) for i in range(len(batch.tokens))]
-    )
+    return [batch] if batch.tokens.ndim == 2 else [Batch(*part) for part in zip(*batch, strict=True)]
 
 
 class Row(NamedTuple):

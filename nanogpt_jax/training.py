@@ -32,12 +32,10 @@ class Batch(NamedTuple):
     Attributes:
         tokens: integers below the vocabulary's size, of shape (B, T), or (A, B, T) for A micro-batches.
         targets: the same, one position on, or `IGNORED`.
-        weights: how much each target counts, in proportion to the others; None for all alike.
     """
 
     tokens: Int[Array, "*A B T"]
     targets: Int[Array, "*A B T"]
-    weights: Float[Array, "*A B T"] | None = None
 
 
 @flax.struct.dataclass
@@ -91,24 +89,22 @@ def loss_fn(
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the targets of a batch (B, T), in nats per token; with a key, under dropout.
 
-    The mean is over the targets that are not `IGNORED`, and weighted where the batch has weights; of none it is NaN, as
-    PyTorch's. An untrained model's is near ln V, which is 4.17 for 65 characters. Differentiate it by `params`, its
-    argument 1. Raises `UserError` for a token or target outside the vocabulary; under `jit`, where none can be looked
-    at, the loss is NaN.
+    The mean is over the targets that are not `IGNORED`; of none it is NaN, as PyTorch's. An untrained model's is near
+    ln V, which is 4.17 for 65 characters. Differentiate it by `params`, its argument 1. Raises `UserError` for a token
+    or target outside the vocabulary; under `jit`, where none can be looked at, the loss is NaN.
     """
     weights = target_weights(model, batch)
     return _weighted_loss(model, params, batch, weights / weights.sum(), dropout_key)
 
 
 def target_weights(model: nn.Module, batch: Batch) -> Float[Array, "*A B T"]:
-    """How much each target counts: its weight, or one; nothing where it is `IGNORED`, NaN outside the vocabulary."""
-    tokens, targets, weights = batch
+    """How much each target counts: one, nothing where it is `IGNORED`, and NaN outside the vocabulary."""
+    tokens, targets = batch
     size = model.config.vocab_size
     require_tokens("tokens", tokens, size)
     require_tokens("targets", targets, size, least=IGNORED)
     are_tokens = (tokens >= 0) & (tokens < size) & (targets >= IGNORED) & (targets < size)
-    counted = jnp.where(targets == IGNORED, 0.0, 1.0 if weights is None else weights)
-    return jnp.where(are_tokens, counted, jnp.nan).astype(jnp.float32)
+    return jnp.where(are_tokens, targets != IGNORED, jnp.nan).astype(jnp.float32)
 
 
 def _weighted_loss(
