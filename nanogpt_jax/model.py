@@ -321,7 +321,9 @@ def require_tokens(name: str, values: Any, size: int, least: int = 0) -> None:
 def _require_text(idx: Any, vocab_size: int) -> tuple[int, int]:
     """The B and T of tokens (B, T); `UserError` for anything else."""
     if idx.ndim != 2:
-        raise UserError(f"tokens of shape {idx.shape} are not (B, T), texts side by side; one text is tokens[None]")
+        raise UserError(
+            f"tokens of shape {idx.shape} are not (B, T), texts side by side; give one text as tokens[None]"
+        )
     require_tokens("tokens", idx, vocab_size)
     return idx.shape
 

@@ -16,7 +16,7 @@ PACKAGE = Path(nanogpt_jax.__file__).parent
 # What a mend begins with. A message whose mend begins with another word is welcome: add the word.
 MEND = re.compile(
     r"\b(add|allow|ask|attach|begin|check|choose|close|convert|copy|decode|drop|fetch|free|get|give|go|install|keep|leave|log|"
-    r"lower|make|makes|mend|merge|move|name|need|needs|prepare|put|raise|rename|report|run|save|say|see|set|shorten|"
+    r"lower|make|makes|map|mend|merge|move|name|need|needs|prepare|put|raise|rename|report|run|save|say|see|set|shorten|"
     r"start|take|takes|train|try|use|wait|write|did you mean)\b"
 )
 
