@@ -1,10 +1,10 @@
 """Train a GPT: python train.py [PRESET | FILE.toml] [--name=value ...]; --help lists the settings."""
 
-from nanogpt_jax import process
+from nanogpt_jax.data import process
 
 if __name__ == "__main__":
     process.begin()  # before anything slow is imported
 
-    from nanogpt_jax import cli
+    from nanogpt_jax.cli import entry
 
-    raise SystemExit(cli.run(cli.train))
+    raise SystemExit(entry.run(entry.train))

@@ -11,45 +11,45 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.argv[:1] == ["-m"]:  # python -m nanogpt_jax.NAME: this is the first line of ours that runs
-    from nanogpt_jax import process
+    from nanogpt_jax.data import process
 
     process.begin()
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__getattr__`
-    from nanogpt_jax.config import GPTConfig as GPTConfig
-    from nanogpt_jax.config import Settings as Settings
-    from nanogpt_jax.config import preset as preset
-    from nanogpt_jax.errors import UserError as UserError
-    from nanogpt_jax.model import GPT as GPT
-    from nanogpt_jax.model import Bigram as Bigram
-    from nanogpt_jax.optimizer import make_optimizer as make_optimizer
-    from nanogpt_jax.sampling import SamplingConfig as SamplingConfig
-    from nanogpt_jax.sampling import generate as generate
-    from nanogpt_jax.training import Batch as Batch
-    from nanogpt_jax.training import TrainState as TrainState
-    from nanogpt_jax.training import init_params as init_params
-    from nanogpt_jax.training import init_state as init_state
-    from nanogpt_jax.training import loss_fn as loss_fn
-    from nanogpt_jax.training import make_eval_step as make_eval_step
-    from nanogpt_jax.training import make_train_step as make_train_step
+    from nanogpt_jax.core.config import GPTConfig as GPTConfig
+    from nanogpt_jax.core.config import Settings as Settings
+    from nanogpt_jax.core.config import preset as preset
+    from nanogpt_jax.core.errors import UserError as UserError
+    from nanogpt_jax.core.model import GPT as GPT
+    from nanogpt_jax.core.model import Bigram as Bigram
+    from nanogpt_jax.core.optimizer import make_optimizer as make_optimizer
+    from nanogpt_jax.core.sampling import SamplingConfig as SamplingConfig
+    from nanogpt_jax.core.sampling import generate as generate
+    from nanogpt_jax.core.train_step import Batch as Batch
+    from nanogpt_jax.core.train_step import TrainState as TrainState
+    from nanogpt_jax.core.train_step import init_params as init_params
+    from nanogpt_jax.core.train_step import init_state as init_state
+    from nanogpt_jax.core.train_step import loss_fn as loss_fn
+    from nanogpt_jax.core.train_step import make_eval_step as make_eval_step
+    from nanogpt_jax.core.train_step import make_train_step as make_train_step
 
 _HOMES = {
-    "GPT": "model",
-    "Bigram": "model",
-    "GPTConfig": "config",
-    "Settings": "config",
-    "preset": "config",
-    "Batch": "training",
-    "TrainState": "training",
-    "init_params": "training",
-    "init_state": "training",
-    "loss_fn": "training",
-    "make_eval_step": "training",
-    "make_train_step": "training",
-    "make_optimizer": "optimizer",
-    "SamplingConfig": "sampling",
-    "generate": "sampling",
-    "UserError": "errors",
+    "GPT": "core.model",
+    "Bigram": "core.model",
+    "GPTConfig": "core.config",
+    "Settings": "core.config",
+    "preset": "core.config",
+    "Batch": "core.train_step",
+    "TrainState": "core.train_step",
+    "init_params": "core.train_step",
+    "init_state": "core.train_step",
+    "loss_fn": "core.train_step",
+    "make_eval_step": "core.train_step",
+    "make_train_step": "core.train_step",
+    "make_optimizer": "core.optimizer",
+    "SamplingConfig": "core.sampling",
+    "generate": "core.sampling",
+    "UserError": "core.errors",
 }
 __all__ = sorted(_HOMES)
 

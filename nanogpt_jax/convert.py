@@ -15,30 +15,33 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from nanogpt_jax import cli
-from nanogpt_jax.accelerator import use_accelerator
-from nanogpt_jax.checkpoint import FOLDER, RunDocument
-from nanogpt_jax.config import WHICH, Settings, require_choice
-from nanogpt_jax.errors import UserError, in_short
-from nanogpt_jax.files import exists, is_dir, is_file, names_in, refused, require_room, system_error, temporary_folder
-from nanogpt_jax.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
-from nanogpt_jax.loading import (
-    build_model,
-    hf_tokenizer,
-    located,
-    nanogpt_tokenizer,
-    open_which,
-    stored_settings,
+from nanogpt_jax.cli import entry
+from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core.config import WHICH, Settings, require_choice
+from nanogpt_jax.core.errors import UserError, in_short
+from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.core.train_step import abstract_state, init_state
+from nanogpt_jax.data.files import (
+    exists,
+    is_dir,
+    is_file,
+    names_in,
+    refused,
+    require_room,
+    system_error,
+    temporary_folder,
 )
-from nanogpt_jax.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
-from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.prepared import load_meta, load_tokenizer
-from nanogpt_jax.process import undone_by_signals
-from nanogpt_jax.saving import CheckpointWriter
-from nanogpt_jax.sinks import METRICS_FILE
-from nanogpt_jax.telemetry import CONFIG_FILE, write_config
-from nanogpt_jax.tokenizer_files import write_tokenizer
-from nanogpt_jax.training import abstract_state, init_state
+from nanogpt_jax.data.prepared import load_meta, load_tokenizer
+from nanogpt_jax.data.process import undone_by_signals
+from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.sinks import METRICS_FILE
+from nanogpt_jax.run.telemetry import CONFIG_FILE, write_config
+from nanogpt_jax.weights.checkpoint import FOLDER, RunDocument
+from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
+from nanogpt_jax.weights.loading import hf_tokenizer, located, nanogpt_tokenizer, open_which, stored_settings
+from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
+from nanogpt_jax.weights.saving import CheckpointWriter
+from nanogpt_jax.weights.tokenizer_files import write_tokenizer
 
 Form = Literal["run", "hf", "nanogpt"]
 _WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -61,7 +64,7 @@ ours, since both sort the characters."""
 
 def main(argv: Sequence[str]) -> int:
     """`python -m nanogpt_jax.convert`: parse, read, check, write."""
-    parser = cli.Parser("python -m nanogpt_jax.convert SRC DST [--name=value ...]", _DESCRIPTION)
+    parser = entry.Parser("python -m nanogpt_jax.convert SRC DST [--name=value ...]", _DESCRIPTION)
     parser.add_argument(
         "src", metavar="SRC", help="a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, or gpt2..."
     )
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data_dir", metavar="DIR", default="data", help="folder that holds the data sets (data)")
     parser.add_argument("--overwrite", action="store_true", help="replace DST if it exists")
     convert(**parser.parse(argv))
-    return cli.OK
+    return entry.OK
 
 
 def convert(
@@ -263,4 +266,4 @@ def _folder_when_whole(target: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main))
+    raise SystemExit(entry.run(main))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanogpt_jax import cli, report
-from nanogpt_jax.curves import FIGURE_FILE, loss_figure, read_all
+from nanogpt_jax.cli import entry
+from nanogpt_jax.run import reports
+from nanogpt_jax.run.curves import FIGURE_FILE, loss_figure, read_all
 
 _DESCRIPTION = f"""\
 Draw training loss, validation loss and learning rate from the metrics.jsonl of runs, under way or done.
@@ -17,7 +18,7 @@ Draw training loss, validation loss and learning rate from the metrics.jsonl of 
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, read, draw."""
-    parser = cli.Parser("python -m nanogpt_jax.plot RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
+    parser = entry.Parser("python -m nanogpt_jax.plot RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
         "-o", "--png", type=Path, metavar="FILE",
@@ -27,11 +28,11 @@ def main(argv: Sequence[str]) -> int:
     runs = given["runs"]
     path = given.get("png", runs[0] / FIGURE_FILE if len(runs) == 1 else Path(FIGURE_FILE))
     curves = read_all(runs)
-    report.require_writable(png=path)
-    report.write_where_asked("png", path, lambda path: report.write_figure(path, loss_figure(curves)))
+    reports.require_writable(png=path)
+    reports.write_where_asked("png", path, lambda path: reports.write_figure(path, loss_figure(curves)))
     print(path)
-    return cli.OK
+    return entry.OK
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main))
+    raise SystemExit(entry.run(main))

@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanogpt_jax.checkpoint import newest
-from tests.tiny import TINY, prepare_tiny
+from nanogpt_jax.weights.checkpoint import newest
+from tests.helpers.tiny import TINY, prepare_tiny
 
 ROOT = Path(__file__).parent.parent
 BY_SIGNAL = (130, -signal.SIGINT)  # the second is what a shell shows as the first

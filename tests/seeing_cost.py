@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nanogpt_jax import live, sinks, telemetry, trainer
-from nanogpt_jax.accelerator import use_accelerator
-from nanogpt_jax.config import preset
+from nanogpt_jax.core.config import preset
+from nanogpt_jax.run import live, loop, sinks, telemetry
+from nanogpt_jax.run.accelerator import use_accelerator
 
 from .terminal import terminal
 
@@ -39,7 +39,7 @@ def main() -> None:
             slave, _ = held.enter_context(terminal())
             stdout = held.enter_context(open(slave, "w", closefd=False))
         held.enter_context(contextlib.redirect_stdout(stdout))
-        trainer.train(preset("shakespeare_char_cpu", out_dir=folder, **short))
+        loop.train(preset("shakespeare_char_cpu", out_dir=folder, **short))
     lengths = [end - start for start, end in itertools.pairwise(began)]
     on = range(1, len(lengths) - 1, 2)
     usual = statistics.median(length for i, length in enumerate(lengths) if i not in on)

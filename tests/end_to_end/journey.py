@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-from nanogpt_jax.assets import tiny_shakespeare
+from nanogpt_jax.data.assets import tiny_shakespeare
+from tests.helpers.commands import ROOT
 
-from ..conftest import ROOT
 from ..terminal import terminal
 
 LIMIT = 3600  # seconds for one step: a bound against hanging, whatever the machine

@@ -8,9 +8,11 @@ import shutil
 import jax
 import pytest
 
-from nanogpt_jax import cli, convert, init_state, start, trainer
-from nanogpt_jax.config import Settings
-from nanogpt_jax.optimizer import make_optimizer
+from nanogpt_jax import convert, init_state
+from nanogpt_jax.cli import entry
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.run import loop, start
 
 from ..tiny import TINY, prepare_tiny
 from .running import end_of
@@ -23,7 +25,7 @@ def pristine(tmp_path_factory):
     data_dir = prepare_tiny(folder)
     run = folder / "run"
     short = ("--max_iters=3", "--eval_interval=2", "--save_interval=1", "--bias=True")
-    assert end_of(cli.train, *TINY, *short, f"--data_dir={data_dir}", f"--out_dir={run}") == 0
+    assert end_of(entry.train, *TINY, *short, f"--data_dir={data_dir}", f"--out_dir={run}") == 0
     assert end_of(convert.main, run, folder / "ckpt.pt") == 0
     assert end_of(convert.main, run, folder / "hf", "--to=hf") == 0
     return folder
@@ -32,7 +34,7 @@ def pristine(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
     """Keep the compiled steps of a model, which a process trains but once otherwise."""
-    make_train_step, make_eval_step = trainer.make_train_step, functools.cache(trainer.make_eval_step)
+    make_train_step, make_eval_step = loop.make_train_step, functools.cache(loop.make_eval_step)
     steps = {}
 
     def cached_train_step(model, tx, **options):
@@ -49,8 +51,8 @@ def compiled_once():
         return state_maker(grad_clip=settings.grad_clip)(params, settings.seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "make_train_step", cached_train_step)
-        patch.setattr(trainer, "make_eval_step", make_eval_step)
+        patch.setattr(loop, "make_train_step", cached_train_step)
+        patch.setattr(loop, "make_eval_step", make_eval_step)
         patch.setattr(start, "_state_of", state_of)
         patch.setattr(start, "_placed", lambda make, mesh, *arguments: make(*arguments))
         yield

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..conftest import HANGS, ROOT
+from tests.helpers.commands import HANGS, ROOT
 
 # Permissions mean nothing to root, as whom tests run in most containers: so CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
 # (1, 2) are dropped by PR_CAPBSET_DROP (24) before a shell takes over.

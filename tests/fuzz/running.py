@@ -11,8 +11,8 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-from nanogpt_jax import cli
-from nanogpt_jax.errors import RunFailed, UserError
+from nanogpt_jax.cli import entry
+from nanogpt_jax.core.errors import RunFailed, UserError
 
 from ..test_end_to_end import tree_of
 from ..tiny import TINY
@@ -78,5 +78,5 @@ def train_flags(folder):
 def assert_trains_or_refuses(folder, *flags):
     """Training ends in order, if only because weights hold no number; where it is refused nothing at all is written."""
     with only_changes(folder, folder / "out"):
-        status = end_of(cli.train, *train_flags(folder), *flags)
+        status = end_of(entry.train, *train_flags(folder), *flags)
     assert status != 2 or not (folder / "out").exists()

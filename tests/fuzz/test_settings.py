@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_jax import cli, trainer
-from nanogpt_jax.config import PRESETS, Settings
+from nanogpt_jax.cli import entry
+from nanogpt_jax.core.config import PRESETS, Settings
+from nanogpt_jax.run import loop
 
 from .drawn import bytes_changes, change, odder
 from .running import end_of, fuzz
@@ -26,7 +27,7 @@ texts = st.one_of(
 def settings_alone():
     """Settings are parsed and checked; what would be trained with them is another test's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train", lambda settings, given: None)
+        patch.setattr(loop, "train", lambda settings, given: None)
         yield
 
 
@@ -38,7 +39,7 @@ def settings_alone():
 def test_flags(flags, first):
     argv = [first] * bool(first) + [f"--{name}={value}" for name, value in flags]
     with settings_alone(), contextlib.suppress(SystemExit):  # --help
-        assert end_of(cli.train, *argv) in (0, 2)
+        assert end_of(entry.train, *argv) in (0, 2)
 
 
 @fuzz(600)
@@ -53,4 +54,4 @@ def test_settings_files(lines, how, laid_out):
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         if how is not None:
             change(path, how)
-        assert end_of(cli.train, path) in (0, 2)
+        assert end_of(entry.train, path) in (0, 2)

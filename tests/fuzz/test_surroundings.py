@@ -8,9 +8,9 @@ import signal
 from hypothesis import Phase, given
 from hypothesis import strategies as st
 
-from nanogpt_jax.checkpoint import newest
+from nanogpt_jax.weights.checkpoint import newest
+from tests.helpers.commands import ROOT
 
-from ..conftest import ROOT
 from ..tiny import TINY
 from .processes import Surroundings, end_of_process, forbidden
 from .running import fuzz, only_changes

@@ -14,9 +14,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from nanogpt_jax import trainer
-from nanogpt_jax.accelerator import use_accelerator
-from nanogpt_jax.config import preset
+from nanogpt_jax.core.config import preset
+from nanogpt_jax.run import loop
+from nanogpt_jax.run.accelerator import use_accelerator
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def seconds_by_step(folder: Path, pairs: int, stretch: int) -> dict[int, float]:
     last = 2 * stretch * (pairs + 1) + 1
     rare = dict(max_iters=last, decay_lr=False, eval_interval=10**9, eval_iters=1, log_interval=stretch // 2)
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer.train(preset("shakespeare_char_cpu", out_dir=str(folder / "run"), save_interval=2 * stretch, **rare))
+        loop.train(preset("shakespeare_char_cpu", out_dir=str(folder / "run"), save_interval=2 * stretch, **rare))
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["seconds"] for line in lines if line["split"] == "train"}
 

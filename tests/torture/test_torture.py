@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ..conftest import ROOT
+from tests.helpers.commands import ROOT
 
 
 @pytest.mark.parametrize(("kills", "processes"), [(10, 1), (3, 2)])

@@ -18,12 +18,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nanogpt_jax import cli, hosts, orbax_files, sampler, trainer  # noqa: F401 (imported before children are forked)
-from nanogpt_jax.checkpoint import FOLDER, newest
-from nanogpt_jax.loading import build_model, open_run, stored_settings
-from nanogpt_jax.optimizer import make_optimizer
-from nanogpt_jax.training import abstract_state
-from tests.tiny import TINY, prepare_tiny
+from nanogpt_jax.cli import entry, sample  # noqa: F401 (imported before children are forked)
+from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.core.train_step import abstract_state
+from nanogpt_jax.run import hosts, loop  # noqa: F401 (imported before children are forked)
+from nanogpt_jax.weights import orbax_files  # noqa: F401 (imported before children are forked)
+from nanogpt_jax.weights.checkpoint import FOLDER, newest
+from nanogpt_jax.weights.loading import open_run, stored_settings
+from tests.helpers.tiny import TINY, prepare_tiny
 from tests.torture.processes import LIMIT, EndedByItself, Job, forked
 
 STEPS_A_LIFE = 12
@@ -194,7 +197,7 @@ def _told(run: Path) -> list[dict]:
 def _sample(run: Path) -> str:
     log, text = run / "sample.log", run / "sample.txt"
     argv = [f"--out_dir={run}", "--num_samples=2", "--max_new_tokens=100", "--start=to be"]
-    _, raw = os.waitpid(forked(cli.sample, argv, log, text), 0)
+    _, raw = os.waitpid(forked(entry.sample, argv, log, text), 0)
     if raw:
         raise RuntimeError(f"{run} cannot be sampled:\n{log.read_text()[-3000:]}")
     return text.read_text()

@@ -1,0 +1,148 @@
+"""This project's side of the benchmark, set up by the very calls that `train.py` and `sample.py` make."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from nanogpt_jax.bench.limits import (
+    CASES,
+    Limits,
+    cache_bytes_per_position,
+    reading_flops,
+    weight_bytes,
+)
+from nanogpt_jax.compare.command import open_data
+from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.decoding_weights import decoding_weights
+from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.core.sampling import SamplingConfig, continuations
+from nanogpt_jax.core.train_step import Batch, TrainState, init_params, init_state, make_train_step, purpose_key
+from nanogpt_jax.data.dataset import random_batch
+from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)
+from nanogpt_jax.run.accelerator import peak_flops, use_accelerator
+from nanogpt_jax.run.telemetry import flops_per_token
+
+
+class Training:
+    """Updates of a fresh model, as `trainer.train` makes them.
+
+    With ``spec["timed_compilation"]`` the step is compiled ahead, under the clock; else as a user's is, when first
+    called.
+    """
+
+    first = "step"
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._settings = settings = Settings(**spec["settings"])
+        platform = use_accelerator(settings.accelerator)
+        self._data = open_data(settings).tokens
+        model = build_model(settings, self._data.vocab_size, platform)
+        self._state, self._step = training_of(model, settings)
+        self._iteration = 0
+        self._limits = Limits(np.dtype(model.dtype).name)
+        flops = flops_per_token(settings, self._state.params)
+        self._facts = device_facts(np.dtype(model.dtype).name) | {"flops_per_token": flops}
+        if spec["timed_compilation"]:
+            self._step, self._facts["compile_seconds"] = compiled(self._step, self._state, self._batch())
+
+    def run(self, case: str, times: int) -> None:
+        """As `Side.run`: updates, or what is a limit to them."""
+        if case in CASES:
+            return self._limits.run(case, times)
+        for _ in range(times):
+            self._state, _ = self._step(self._state, self._batch())
+            self._iteration += 1
+        jax.block_until_ready(self._state)
+
+    def facts(self) -> dict[str, Any]:
+        """As `Side.facts`."""
+        return self._facts
+
+    def peak_memory(self) -> int | None:
+        """As `Side.peak_memory`."""
+        return _peak_memory()
+
+    def _batch(self) -> Batch:
+        settings = self._settings
+        sizes = settings.batch_shape, settings.block_size
+        return random_batch(self._data, "train", settings.seed, self._iteration, *sizes)
+
+
+class Sampling:
+    """Texts from a fresh model; a case is the length of the prompt, of the text, and how many at once."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        settings = Settings(**spec["settings"])
+        platform = use_accelerator(settings.accelerator)
+        vocab_size = spec["vocab_size"]
+        self._cases = spec["cases"]
+        self.first = next(iter(self._cases))
+        self._model = build_model(settings, vocab_size, platform)
+        params = init_params(self._model, settings.seed)
+        self._weights = decoding_weights(self._model, params, spec["quantize"])
+        self._config = SamplingConfig(spec["temperature"], spec["top_k"])
+        self._key = purpose_key(settings.seed, "sample")
+        self._prompts = np.random.default_rng(settings.seed).integers(vocab_size, size=settings.block_size)
+        self._limits = Limits(np.dtype(self._model.dtype).name)
+        self._facts = device_facts(np.dtype(self._model.dtype).name) | {
+            "weight_bytes": weight_bytes(self._weights),
+            "cache_bytes_per_position": cache_bytes_per_position(self._model),
+            "reading_flops": reading_flops(settings, params),
+        }
+
+    def run(self, case: str, times: int) -> None:
+        """As `Side.run`: texts, or what is a limit to them."""
+        if case in CASES:
+            return self._limits.run(case, times)
+        prompt, tokens, batch = self._cases[case]
+        for _ in range(times):
+            texts = continuations(
+                self._model, self._config, self._weights, self._prompts[:prompt], self._key, tokens, batch
+            )
+            np.asarray(texts)
+
+    def facts(self) -> dict[str, Any]:
+        """As `Side.facts`."""
+        return self._facts
+
+    def peak_memory(self) -> int | None:
+        """As `Side.peak_memory`."""
+        return _peak_memory()
+
+
+def training_of(model: nn.Module, settings: Settings) -> tuple[TrainState, Any]:
+    """The state before the first update, and the jitted step."""
+    tx = make_optimizer(settings)
+    params = init_params(model, settings.seed)
+    state = jax.jit(lambda params: init_state(params, tx, settings.seed))(params)
+    return state, make_train_step(model, tx)
+
+
+def compiled(step: Any, *arguments: Any) -> tuple[Any, float]:
+    """The jitted `step` compiled for these arguments, and the seconds that tracing and compiling took."""
+    start = time.perf_counter()
+    program = step.lower(*arguments).compile()
+    return program, time.perf_counter() - start
+
+
+def device_facts(dtype: str) -> dict[str, Any]:
+    """What the benchmark ran on, and in which type it multiplied."""
+    return {
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "dtype": dtype,
+        "peak_flops": peak_flops(),
+    }
+
+
+def _peak_memory() -> int | None:
+    """What the device's allocator reports; the CPU has none."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

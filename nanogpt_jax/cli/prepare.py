@@ -1,0 +1,193 @@
+"""The command lines of `data/*.py`: flags in, data sets out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanogpt_jax.cli.flags import Parser
+from nanogpt_jax.core.config import MAX_VOCAB_SIZE, PRETRAINED, require_choice
+from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data import assets
+from nanogpt_jax.data.commands import pasteable, to_train_on
+from nanogpt_jax.data.files import exists, is_dir, is_file
+from nanogpt_jax.data.from_tokens import adopt, prepare_data_set
+from nanogpt_jax.data.pieces import census
+from nanogpt_jax.data.prepare import KNOWN, Summary, prepare_documents, prepare_text
+from nanogpt_jax.data.prepared import load_meta, load_tokenizer
+from nanogpt_jax.data.sources import CHUNK, Documents, plain_os_errors, read_text, require_regular_files
+from nanogpt_jax.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
+from nanogpt_jax.data.unknown import UNKNOWN
+
+
+def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
+    """`python data/prepare.py FILE...`; 0, or a `UserError` for wrong use."""
+    parser = Parser("python data/prepare.py FILE... [--name=value ...]", _DESCRIPTION)
+    parser.add_argument(
+        "files", nargs="*", default=[], metavar="FILE", type=Path, help="text files, or the folder of one data set"
+    )
+    parser.add_argument("--adopt", metavar="DIR", type=Path, help="take over the train.bin and val.bin in DIR")
+    _add_tokenizer(parser, "char")
+    parser.add_argument("--name", help="of the data set (the first file's name without its ending)")
+    parser.add_argument("--val_fraction", default=0.1, type=float, metavar="X", help="the end, for validation (0.1)")
+    _add_places(parser, data_dir)
+    given = parser.parse(argv)
+    if "adopt" in given:
+        return _adopt(given)
+    if not given["files"]:
+        raise UserError("no FILE is named; name text files, as in: " + pasteable("data/prepare.py", "letters.txt"))
+    folder = _folder(given, given.get("name", given["files"][0].stem))
+    tokenizer, options = _tokenizer(given.get("tokenizer", "char"), given["data_dir"]), _options(given)
+    if len(given["files"]) == 1 and is_dir(given["files"][0]):
+        return _report(prepare_data_set(given["files"][0], folder, tokenizer, **options))
+    return _report(prepare_text(given["files"], folder, tokenizer, given["val_fraction"], **options))
+
+
+_DESCRIPTION = """\
+Make a data set of your own UTF-8 text: train.bin, val.bin and meta.json in DATA_DIR/NAME.
+
+  python data/prepare.py letters.txt                                     one token for each character
+  python data/prepare.py letters.txt --tokenizer=gpt2                    GPT-2's tokens
+  python data/prepare.py letters.txt --tokenizer=out-shakespeare-char    the tokens of a model, to train it on
+  python data/prepare.py data/letters --tokenizer=gpt2 --name=letters2   a data set's text in other tokens
+  python data/prepare.py --adopt=../nanoGPT/data/shakespeare_char --tokenizer=char:input.txt
+
+WHICH tokenizer is char, gpt2, bpe:SIZE to train one on the text, char:TEXTFILE for the characters of a file, or an
+existing one by where it is: a data set's name or folder, a run's folder, a checkpoint, a Hugging Face folder."""
+
+
+def _adopt(given: dict[str, Any]) -> int:
+    which = given.get("tokenizer")
+    if which is None or which == "char" or which.startswith("bpe:") or given["files"]:
+        raise UserError(
+            "--adopt=DIR takes no FILE, and needs the --tokenizer=WHICH that the tokens were made with: gpt2, "
+            "char:TEXTFILE, or a data set, a run or a checkpoint"
+        )
+    tokenizer = _tokenizer(which, given["data_dir"])
+    if isinstance(tokenizer, str):
+        tokenizer = GPT2Tokenizer(assets.gpt2_ranks())
+    of_a_text = which.startswith("char:")
+    if of_a_text:  # nanoGPT takes \r\n for \n
+        tokenizer = CharTokenizer(character for character in tokenizer.itos if character != "\r")
+    folder = _folder(given, given["name"]) if "name" in given else None
+    options = {"all_occur": of_a_text, "shard_tokens": given["shard_tokens"]}
+    return _report(adopt(given["adopt"], tokenizer, folder, **options))
+
+
+def main_known(name: str, argv: Sequence[str], data_dir: Path = Path("data")) -> int:
+    """`python data/NAME/prepare.py` for the data sets in `KNOWN`; 0, or a `UserError` for wrong use."""
+    about, _, _ = str(KNOWN[name].__doc__).partition(". ")
+    parser = Parser(f"python data/{name}/prepare.py [--data_dir=DIR]", f"Prepare {about}.")
+    parser.add_argument(
+        "--data_dir", default=data_dir, type=Path, metavar="DIR", help=f"the data set goes to DIR/{name} (data)"
+    )
+    return _report(KNOWN[name](parser.parse(argv)["data_dir"] / name))
+
+
+def main_openwebtext(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
+    """`python data/openwebtext/prepare.py [FILE...]`; 0, or a `UserError` for wrong use."""
+    parser = Parser(
+        "python data/openwebtext/prepare.py [FILE...] [--name=value ...]",
+        "Make a data set of documents, each followed by the end-of-text token: of local files, or of OpenWebText,\n"
+        "fetched from Hugging Face's hub file by file into its cache (pip install -e '.[datasets]'; 40 GB of text).",
+    )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        type=Path,
+        help="*.parquet or *.jsonl with a column `text`, or *.txt",
+    )
+    _add_tokenizer(parser, "gpt2")
+    parser.add_argument("--name", default="openwebtext", help="of the data set (openwebtext)")
+    parser.add_argument("--num_docs", default=None, type=int, metavar="N", help="take the first N documents (all)")
+    parser.add_argument("--val_fraction", default=0.0005, type=float, metavar="X", help="for validation (0.0005)")
+    parser.add_argument("--seed", default=2357, type=int, metavar="N", help="draws the validation documents (2357)")
+    _add_places(parser, data_dir)
+    given = parser.parse(argv)
+    if given["num_docs"] is not None and given["num_docs"] < 2:
+        raise UserError(f"num_docs={given['num_docs']} is less than 2, one for each split; give more")
+    documents = Documents(tuple(given["files"]), given["num_docs"])
+    folder = _folder(given, given["name"])
+    tokenizer = _tokenizer(given.get("tokenizer", "gpt2"), given["data_dir"])
+    made = prepare_documents(documents, folder, tokenizer, given["val_fraction"], given["seed"], **_options(given))
+    return _report(made)
+
+
+def _add_tokenizer(parser: Parser, default: str) -> None:
+    parser.add_argument(
+        "--tokenizer", metavar="WHICH", help=f"char, gpt2, bpe:SIZE, char:TEXTFILE, or an existing one ({default})"
+    )
+    parser.add_argument(
+        "--unknown",
+        metavar="{" + ",".join(UNKNOWN) + "}",
+        default="refuse",
+        help="what becomes of characters that an existing tokenizer lacks (refuse)",
+    )
+
+
+def _add_places(parser: Parser, data_dir: Path) -> None:
+    parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
+    parser.add_argument(
+        "--shard_tokens", default=None, type=int, metavar="N", help="files of N tokens, train_000.bin and so on (one)"
+    )
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    require_choice("unknown", given["unknown"], UNKNOWN)
+    return {name: given[name] for name in ("unknown", "shard_tokens")}
+
+
+@plain_os_errors("looking for a tokenizer")
+def _tokenizer(which: str, data_dir: Path) -> str | Tokenizer:
+    """The tokenizer that a flag names, or the flag itself where one is to be made; `UserError` if there is none."""
+    if which in ("char", *PRETRAINED) or which.startswith("bpe:"):
+        return "gpt2" if which in PRETRAINED else which
+    if which.startswith("char:"):
+        path = Path(which.removeprefix("char:"))
+        require_regular_files([path])
+        return CharTokenizer(census(read_text([path], CHUNK, "reading")).characters)
+    path = Path(which)
+    for folder in (data_dir / which, path, path.parent if path.name == "meta.json" else path):
+        if which and is_file(folder / "meta.json"):
+            return load_tokenizer(load_meta(folder).tokenizer)
+    return load_tokenizer(_tokenizer_of_weights(which, data_dir))
+
+
+def _tokenizer_of_weights(source: str, data_dir: Path) -> dict[str, Any]:
+    """The tokenizer, as JSON, of a run, a checkpoint or a Hugging Face model, whose weights need not be there."""
+    from nanogpt_jax.weights.hub import hub_name  # slow to import, as is all that knows of weights
+    from nanogpt_jax.weights.loading import is_hf_folder, open_weights
+    from nanogpt_jax.weights.tokenizer_files import read_tokenizer
+
+    path = Path(source)
+    if not source or not (exists(path) or hub_name(source)):
+        raise UserError(
+            f"tokenizer={source} is not char, gpt2, bpe:SIZE, char:TEXTFILE, a data set in {data_dir}, nor the path "
+            "of one, of a run or of a checkpoint; choose one"
+        )
+    if is_dir(path) and not is_hf_folder(path) and (found := read_tokenizer(path, MAX_VOCAB_SIZE)):
+        return found
+    weights = open_weights(source, str(data_dir))
+    if weights.tokenizer is None:
+        raise UserError(f"tokenizer={source} does not say what its tokens are; name the data set it was trained on")
+    if weights.assumed is not None:
+        print(f"note: {weights.assumed}", file=sys.stderr)
+    return weights.tokenizer
+
+
+def _report(summary: Summary) -> int:
+    print(f"{summary}\ntrain on it with: {to_train_on(summary.folder)}")
+    for remark in summary.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return 0
+
+
+def _folder(given: dict[str, Any], name: str) -> Path:
+    """Where the data set goes. Refuses a name that would not be a folder of its own inside the data folder."""
+    if not name.strip(".") or not name.isprintable() or any(mark in name for mark in "/\\"):
+        raise UserError(f"name={name!r} can't be the name of a folder; choose one with --name=NAME, without / or \\")
+    return given["data_dir"] / name

@@ -1,0 +1,190 @@
+"""Text from a trained model to the terminal, as it is made: what `sample.py` does."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from nanogpt_jax.core import sampling
+from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core.config import (
+    ACCELERATORS,
+    DTYPES,
+    WHICH,
+    Settings,
+    require_32_bits,
+    require_at_least,
+    require_choice,
+    setting,
+)
+from nanogpt_jax.core.decoding_weights import QUANTIZE, decoding_weights
+from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.sampling import SamplingConfig
+from nanogpt_jax.core.train_step import purpose_key
+from nanogpt_jax.data.commands import pasteable
+from nanogpt_jax.data.files import refused
+from nanogpt_jax.data.prepared import load_tokenizer
+from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
+from nanogpt_jax.data.unknown import UNKNOWN, rescue
+from nanogpt_jax.run.run_folder import newest_run
+from nanogpt_jax.weights.loading import Weights, open_weights
+
+_TOKENS_AT_A_TIME = 16
+_SEPARATOR = "---------------"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What every command that continues a text asks for, under nanoGPT's names and with its defaults."""
+
+    # fmt: off
+    init_from: str = setting("resume", "model", "resume: the run in out_dir; or weights by name or path, as train.py takes them")
+    out_dir: str | None = setting(None, "model", "the run's folder; none: the newest of ./out*")
+    which: Literal["best", "last"] = setting("best", "model", "the weights of a run: with its lowest validation loss, or the last", WHICH)
+    start: str = setting("\n", "text", "the prompt, or FILE:PATH to read it from a file")
+    unknown: Literal["refuse", "drop", "space"] = setting("refuse", "text", "what becomes of the prompt's characters that the vocabulary lacks", UNKNOWN)
+    temperature: float = setting(0.8, "text", "below 1 bolder, above 1 wilder; 0 always takes the likeliest token")
+    top_k: int | None = setting(200, "text", "draw from the k likeliest tokens only; none: from all")
+    top_p: float | None = setting(None, "text", "draw from the fewest tokens that hold this much probability")
+    seed: int = setting(1337, "text", "the same seed gives the same texts")
+    accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        require_at_least("seed", self.seed, 0)
+        require_32_bits(self)
+        require_choice("accelerator", self.accelerator, ACCELERATORS)
+        require_choice("which", self.which, WHICH)
+        require_choice("unknown", self.unknown, UNKNOWN)
+        self.sampling_config(None)
+
+    def sampling_config(self, vocab_size: int | None) -> SamplingConfig:
+        """How tokens are drawn, from the first `vocab_size` of the table."""
+        return SamplingConfig(self.temperature, self.top_k, self.top_p, vocab_size)
+
+
+@dataclass(frozen=True)
+class SampleSettings(TextSettings):
+    """The settings of `sample.py`."""
+
+    # fmt: off
+    num_samples: int = setting(10, "text", "how many texts to draw")
+    max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
+    quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory", QUANTIZE)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_samples", "max_new_tokens"):
+            require_at_least(name, getattr(self, name), 1)
+        require_choice("dtype", self.dtype, DTYPES)
+        require_choice("quantize", self.quantize, QUANTIZE)
+
+
+def sample_text(settings: SampleSettings) -> None:
+    """Draw all the texts side by side and print them; the first one streams, the others follow it when they are done.
+
+    Raises `UserError` if there are no weights or the tokenizer cannot encode the prompt.
+    """
+    weights, tokenizer = open_model(settings)
+    start = prompt_text(settings, tokenizer)
+    prompt = tokenizer.encode(start)
+
+    shape = Settings(**weights.settings, dtype=settings.dtype)
+    model = build_model(shape, weights.vocab_size, jax.default_backend())
+    decoding = decoding_weights(model, weights.load(model), settings.quantize)
+    config = settings.sampling_config(tokenizer.vocab_size)
+    samples = np.arange(settings.num_samples, dtype=np.int32)
+    generation, first = sampling.begin(model, prompt, samples, settings.max_new_tokens)
+    key = purpose_key(settings.seed, "sample")
+
+    write = _Writer(start, tokenizer)
+    stop = first + settings.max_new_tokens
+    generation = sampling.prefill(model, decoding, generation, first)
+    for reach in (*range(first + _TOKENS_AT_A_TIME, stop, _TOKENS_AT_A_TIME), stop):
+        generation = sampling.extend(model, config, decoding, generation, key, reach)
+        write(np.asarray(generation.tokens)[0, first:reach])
+        first = reach
+    write.end()
+    for tokens in np.asarray(generation.tokens[1:, stop - settings.max_new_tokens : stop]):
+        write = _Writer(start, tokenizer)
+        write(tokens)
+        write.end()
+
+
+def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
+    """The weights that the settings name, and the tokenizer they were trained with; `UserError` without either."""
+    source = settings.init_from
+    if source == "resume":
+        source = settings.out_dir
+        if source is None:
+            source = newest_run()
+            print(f"out_dir: {source}, the newest run here", file=sys.stderr)
+    weights = open_weights(source, which=settings.which)
+    if weights.tokenizer is None:
+        raise UserError(
+            f"{source} does not say what its tokens are; make it a run first, with "
+            f"{pasteable('nanogpt_jax.convert', source, 'DIR')} --tokenizer=PATH to the meta.json of its data set"
+        )
+    if weights.assumed is not None:
+        print(weights.assumed, file=sys.stderr, flush=True)
+    tokenizer = load_tokenizer(weights.tokenizer)
+    if tokenizer.vocab_size > weights.vocab_size:
+        raise UserError(
+            f"{source} has a tokenizer of {tokenizer.vocab_size:,} tokens and a model of {weights.vocab_size:,}; "
+            "the two do not belong together: name another data set with --tokenizer, or another model"
+        )
+    return weights, tokenizer
+
+
+class _Writer:
+    """Prints one text piece by piece, holding back bytes that are not yet a whole character."""
+
+    def __init__(self, start: str, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._print(start)
+
+    def __call__(self, tokens: np.ndarray) -> None:
+        self._print(self._decoder.decode(self._tokenizer.decode_bytes(tokens)))
+
+    def end(self) -> None:
+        self._print(self._decoder.decode(b"", final=True) + f"\n{_SEPARATOR}\n")
+
+    def _print(self, text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def prompt_text(settings: TextSettings, tokenizer: Tokenizer) -> str:
+    """The prompt, from the file if it names one, made fit for `tokenizer` as far as `settings.unknown` says.
+
+    Line ends of a file are read as nanoGPT reads them, \\r\\n as \\n, but where the vocabulary has \\r. A vocabulary
+    without a line end begins with its first character where no prompt is given. Raises `UserError` for a file that
+    cannot be read.
+    """
+    start = settings.start
+    if start.startswith("FILE:"):
+        start = _file_text(start)
+        if not (isinstance(tokenizer, CharTokenizer) and "\r" in tokenizer.stoi):
+            start = start.replace("\r\n", "\n").replace("\r", "\n")
+    elif start == TextSettings.start and isinstance(tokenizer, CharTokenizer) and start not in tokenizer.stoi:
+        start = tokenizer.itos[0]
+        print(f"start: {start!r}, since the vocabulary has no line end to begin with", file=sys.stderr)
+    return start if settings.unknown == "refuse" else start.translate(rescue(tokenizer, set(start), settings.unknown))
+
+
+def _file_text(start: str) -> str:
+    try:
+        return Path(start.removeprefix("FILE:")).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise refused(f"start={start}", error, "read") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"start={start} is not UTF-8 text ({error}); save it as UTF-8") from error

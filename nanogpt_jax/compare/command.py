@@ -1,0 +1,230 @@
+"""`python -m nanogpt_jax.compare`: the same numbers as PyTorch, or a table that says where they are not.
+
+One model is built twice, here and in Hugging Face's or nanoGPT's PyTorch, from the same weights, and trained on the
+same batches; `parity.py` compares. The table goes to the terminal, all there is to know to a JSON file and a plot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nanogpt_jax.cli import entry
+from nanogpt_jax.compare.parity import LOSSES, Comparison, Ours, Row, Side, compare
+from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most
+from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.train_step import Batch
+from nanogpt_jax.data.dataset import TokenFile, open_tokens, random_batch
+from nanogpt_jax.data.files import is_file
+from nanogpt_jax.data.prepared import load_meta
+from nanogpt_jax.run import reports
+from nanogpt_jax.run.accelerator import describe, use_accelerator
+from nanogpt_jax.run.reports import batch_in_words, model_in_words
+from nanogpt_jax.weights.state_dicts import require_expressible
+
+MISSED = 1  # exit status
+DEFAULT_PRESET = "shakespeare_char_cpu"
+_PURPOSE = "the comparison"
+_SMALLEST_GAP = 1e-8  # drawn for none, which a logarithmic axis cannot show
+
+_DESCRIPTION = f"""\
+Compare this project's numbers with PyTorch's: logits, loss, gradients, AdamW, schedule, greedy text, loss curves.
+
+  python -m nanogpt_jax.compare                                the model of {DEFAULT_PRESET}, with Hugging Face's GPT-2
+  python -m nanogpt_jax.compare --reference=../nanoGPT         with the model.py of a nanoGPT checkout
+  python -m nanogpt_jax.compare gpt2 --block_size=128 --batch_size=1 --gradient_accumulation_steps=1 --steps=2
+  python -m nanogpt_jax.compare --dtype=bfloat16 --all --json=compare.json --plot=compare.png
+
+Exit status: 0 if all tolerances hold, 1 if one is missed, 2 for wrong use."""
+
+
+class Data(NamedTuple):
+    """Where batches come from, and how to say so."""
+
+    tokens: TokenFile
+    source: str
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: parse, build both sides, compare, and tell."""
+    parser = entry.settings_parser("python -m nanogpt_jax.compare [PRESET | FILE] [--name=value ...]", _DESCRIPTION)
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--reference", metavar="hf|DIR", help="Hugging Face's GPT-2, or a nanoGPT checkout ('hf')")
+    group.add_argument("--steps", type=int, metavar="INT", help="updates to compare (200)")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, versions and settings here")
+    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw both loss curves and their difference")
+    parser.add_switch(group, "all", help="a line for every tensor's gradient, not for every kind of tensor")
+    given = parser.parse(argv)
+    own = {name: given.pop(name, None) for name in ("reference", "steps", "json", "plot", "all")}
+    base, explicit, notes = entry.chosen(given)
+    entry.tell(notes)
+    reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
+    require_at_least("steps", steps, 1)
+    require_at_most("steps", steps, MAX_INT, "it is kept in 32 bits")
+    settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
+    reports.require_writable(json=own["json"], plot=own["plot"])
+
+    # Else idle threads of PyTorch spin where ours could run: this, read at its import, saves most of the time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PyTorch computes on the CPU, and its float32 is what ours is held to: another device must be asked for.
+    use_accelerator(explicit.get("accelerator", "cpu"))
+    data = open_data(settings)
+    model = build_model(settings, data.tokens.vocab_size, jax.default_backend())
+    reference = _reference_side(reference_name, model.config, settings)
+    ours = Ours(model, settings)
+    size = sum(p.size for p in jax.tree.leaves(ours.parameters()))
+    print(f"reference  {reference.name}")
+    print(
+        f"model      {model_in_words(settings)}, {size:,} parameters, {settings.dtype}"
+        + (f"; {changed}" if changed else "")
+    )
+    print(f"batches    {batch_in_words(settings)} from {data.source}, seed {settings.seed}", flush=True)
+
+    def batch_of(step: int) -> Batch:
+        shape = (settings.gradient_accumulation_steps, settings.batch_size)
+        return random_batch(data.tokens, "train", settings.seed, step, shape[shape[0] == 1 :], settings.block_size)
+
+    comparison = compare(ours, reference, batch_of, steps, settings)
+    print(f"\n{table(comparison.rows if own['all'] else folded(comparison.rows))}\n")
+    for name, write in (("json", write_json), ("plot", write_plot)):
+        told = (comparison, settings, reference.name, data.source)
+        reports.write_where_asked(name, own[name], lambda path, write=write, told=told: write(path, *told))
+    missed = sum(row.verdict == "MISSED" for row in comparison.rows)
+    if not own["all"]:
+        print("of each kind of tensor, the layer whose gradient differs most is shown; --all shows every tensor")
+    print(f"{missed} of {len(comparison.rows)} tolerances MISSED" if missed else "all tolerances hold")
+    return MISSED if missed else entry.OK
+
+
+def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], reference: str) -> tuple[Settings, str]:
+    """The settings to compare with, and in words how they differ from `base` of our own accord.
+
+    What the reference cannot express is set right where the user said nothing. Raises `UserError` where they did, or
+    where another model would come of it.
+    """
+    program = "Hugging Face's GPT-2" if reference == "hf" else "nanoGPT"
+    adapted: dict[str, Any] = {"dropout": 0.0, "init_from": "scratch"}  # dropout draws other numbers there than here
+    if reference == "hf":
+        adapted |= {"bias": True, "activation": "gelu_new"}
+    plain = Settings(**{**base, "dtype": "float32", **explicit})
+    settings = Settings(**{**vars(plain), **adapted, **explicit})
+    if settings.dtype == "auto":
+        settings = dataclasses.replace(settings, dtype="float32")
+    config = settings.gpt_config(settings.vocab_size or 1)
+    needed = {"model": "gpt", "dropout": 0.0, "init_from": "scratch"} | ({"bias": True} if reference == "hf" else {})
+    if config.has_qkv_bias != config.bias:
+        needed["qkv_bias"] = None
+    for name, value in needed.items():
+        if (found := getattr(settings, name)) != value:
+            raise UserError(f"{name}={found} cannot be compared with {program}; add --{name}={value}")
+    require_expressible(config, "hf" if reference == "hf" else "nanogpt")
+    changes = [f"{name}={value}" for name, value in adapted.items() if getattr(plain, name) != getattr(settings, name)]
+    return settings, f"{', '.join(changes)} to agree with {program}" if changes else ""
+
+
+def open_data(settings: Settings) -> Data:
+    """The training split of the data set the settings name, or random tokens where it is not prepared."""
+    folder = Path(settings.data_dir) / settings.dataset
+    if is_file(folder / "meta.json"):
+        meta = load_meta(folder)
+        path, sizes = folder / "train.bin", (meta.vocab_size, settings.block_size, meta.train_tokens)
+        file = open_tokens(path, *sizes, meta.shards("train"))
+        return Data(file, str(folder))
+    vocab_size = settings.vocab_size or 65
+    chances = 1 / np.arange(1, vocab_size + 1)  # Zipf's law, so that there is something to learn
+    draw = np.random.Generator(np.random.Philox(settings.seed))
+    tokens = draw.choice(vocab_size, size=max(1 << 18, 2 * settings.block_size), p=chances / chances.sum())
+    file = TokenFile(tokens.astype("<u2"), Path("random tokens"), vocab_size)
+    return Data(file, f"random tokens ({folder} is not prepared)")
+
+
+def folded(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the gradients of one kind of tensor in one: the worst of all layers."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kind = re.sub(r"^h_\d+/", "h_*/", row.at) if row.quantity == "gradient" else row.quantity
+        kinds.setdefault(kind, []).append(row)
+    return [max(same, key=lambda row: (math.isnan(row.relative), row.relative)) for same in kinds.values()]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a table in Markdown."""
+    head = ("quantity", "largest difference at", "absolute", "relative", "tolerance", "verdict")
+    return reports.markdown(head, [_cells(row) for row in rows])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    tolerance = (
+        "none" if row.tolerance is None else f"{row.tolerance:.0e} {row.measure}" if row.tolerance else "identical"
+    )
+    absolute = str(row.absolute) if isinstance(row.absolute, int) else f"{row.absolute:.1e}"
+    return row.quantity, row.at, absolute, f"{row.relative:.1e}", tolerance, row.verdict
+
+
+def _reference_side(reference: str, config: Any, settings: Settings) -> Side:
+    reports.require_installed("torch", _PURPOSE)
+    from nanogpt_jax.compare import torch_side
+
+    if reference == "hf":
+        reports.require_installed("transformers", _PURPOSE)
+        return torch_side.hugging_face(config, settings)
+    checkout = Path(reference)
+    if not is_file(checkout / "model.py"):
+        raise UserError(f"reference={reference} is neither hf nor a folder with nanoGPT's model.py; name one of them")
+    return torch_side.nanogpt(checkout, config, settings)
+
+
+def write_json(path: Path, comparison: Comparison, settings: Settings, reference: str, source: str) -> None:
+    """Everything about a comparison; differences that are not finite are null."""
+    document = {
+        "command": sys.argv,
+        "reference": reference,
+        "batches": source,
+        "settings": vars(settings),
+        "device": {"platform": jax.default_backend(), "kind": describe(), "processor": platform.machine()},
+        "versions": reports.versions(),
+        "missed": comparison.missed,
+        "rows": [row._asdict() | {"verdict": row.verdict} for row in comparison.rows],
+        "losses": {"here": comparison.our_losses.tolist(), "reference": comparison.reference_losses.tolist()},
+    }
+    reports.write_json(path, document)
+
+
+def write_plot(path: Path, comparison: Comparison, settings: Settings, reference: str, source: str) -> None:
+    """Both loss curves over each other, and under them how far they are apart."""
+    program = re.sub(r" \(.*\)$", "", reference)
+    theirs, ours = comparison.reference_losses, comparison.our_losses
+    gaps = np.abs(ours - theirs)
+    bound = next(row.tolerance for row in comparison.rows if row.quantity == LOSSES)
+    figure = reports.blank_figure(figsize=(8, 6), layout="constrained")
+    curves, difference = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    # Told apart by width and dashes as well as by colour.
+    curves.plot(theirs, color=reports.THEIRS, linewidth=5, alpha=0.7, label=program)
+    curves.plot(ours, color=reports.OURS, linewidth=1.5, linestyle=(0, (4, 2)), label="nanogpt_jax")
+    curves.set_ylabel("training loss (nats per token)")
+    curves.set_title(
+        f"{model_in_words(settings)}\n{batch_in_words(settings)} from {source}, {settings.dtype}", fontsize=10
+    )
+    curves.legend()
+    difference.semilogy(
+        np.maximum(gaps, _SMALLEST_GAP), ".", color=reports.OURS, label="|difference|, none at the bottom"
+    )
+    difference.axhline(bound, color=reports.ALARM, linestyle="--", label=f"tolerance {bound:g}")
+    difference.set(xlabel="updates made", ylabel="difference (nats)", ylim=(_SMALLEST_GAP / 2, None))
+    difference.xaxis.get_major_locator().set_params(integer=True)
+    difference.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    for axes in (curves, difference):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    reports.write_figure(path, figure)

@@ -1,0 +1,27 @@
+"""The module that settings and hardware call for: which model, in which type, with which attention kernel."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from nanogpt_jax.core.attention import choose_kernel
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.model import GPT, Bigram
+
+
+def build_model(settings: Settings, vocab_size: int, platform: str) -> nn.Module:
+    """The module of the settings' shape, with the type and the kernel that they and the hardware call for."""
+    config = settings.gpt_config(vocab_size)
+    if settings.model == "bigram":
+        return Bigram(config)
+    dtype = resolve_dtype(settings.dtype, platform)
+    kernel = choose_kernel(settings.attention, platform, config.head_size, dtype, config.dropout)
+    return GPT(config, dtype, kernel, settings.remat)
+
+
+def resolve_dtype(requested: str, platform: str) -> jnp.dtype:
+    """The type of matrix products: `requested`, or for ``auto`` bfloat16 where the hardware is made for it."""
+    if requested == "auto":
+        requested = "float32" if platform == "cpu" else "bfloat16"
+    return jnp.dtype(requested)

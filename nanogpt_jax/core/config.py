@@ -1,0 +1,311 @@
+"""Every setting of a run, in one frozen dataclass under nanoGPT's own names, with its presets and its limits.
+
+A `Settings` that exists is valid: `__post_init__` refuses the rest with a `UserError` of one line. Nothing here reads a
+file, a command line or a device; `cli/` does that and builds a `Settings` from what it finds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from nanogpt_jax.core.errors import UserError, did_you_mean
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu")
+WHICH = ("best", "last")
+DTYPES = ("auto", "float32", "bfloat16")
+ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
+KERNELS = ("auto", "xla", "cudnn", "splash")
+PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+MAX_VOCAB_SIZE = 65_536  # token files hold uint16
+MAX_SEED = 2**32 - 1
+MAX_INT = 2**31 - 1  # counters on the devices are int32
+PLACEMENT = "devices"  # the group of settings that say where a run runs, and so are not part of what it is
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT: what decides which parameters exist and what they mean.
+
+    The first seven names and their meanings are nanoGPT's. The rest are the options that GPT-2 checkpoints and the
+    models of the "GPT from scratch" notebook need. A shape that can't be is a `UserError`.
+
+    Attributes:
+        block_size: longest context, in tokens; rows of the position table.
+        vocab_size: rows of the token table; at most 65,536.
+        n_layer: number of blocks.
+        n_head: attention heads in a block.
+        n_embd: width of the residual stream, a multiple of `n_head`.
+        dropout: probability of dropping an activation in training, in [0, 1).
+        bias: biases in linear layers and layer norms, as in GPT-2.
+        activation: of the MLP: GELU (Hendrycks & Gimpel, 2016), its tanh form as in GPT-2, or ReLU.
+        qkv_bias: bias of queries, keys and values; None: as `bias`.
+        tie_word_embeddings: the head shares the token table (Press & Wolf, 2017).
+        lm_head_bias: bias of a head of its own.
+    """
+
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    qkv_bias: bool | None = None  # None: as `bias`
+    tie_word_embeddings: bool = True
+    lm_head_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            require_at_least(name, getattr(self, name), 1)
+        require_32_bits(self)
+        require_at_most("vocab_size", self.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
+        if self.n_embd % self.n_head:
+            near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
+            raise UserError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; try n_embd={near}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} is outside [0, 1); choose 0 to turn it off")
+        require_choice("activation", self.activation, ACTIVATIONS)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+
+def setting(default: Any, group: str, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with what the command line needs to know of it."""
+    return field(default=default, metadata={"group": group, "help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a training run; the defaults are nanoGPT's own, those of GPT-2 124M on OpenWebText.
+
+    Each field states its default, its group and its meaning, as ``python train.py --help`` shows them. Lengths are in
+    tokens, durations in updates (iterations) if nothing else is said. A value out of range is a `UserError`.
+    """
+
+    # fmt: off
+    out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png; where none is given, the preset's, with the data set's name after it if that is not the preset's own")
+    init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, another GPT-2 of Hugging Face's hub as ORGANIZATION/NAME, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder")
+    which: Literal["best", "last"] = setting("best", "run", "the weights of a run that init_from names: with its lowest validation loss, or the last", WHICH)
+    eval_interval: int = setting(2000, "run", "iterations between two evaluations")
+    log_interval: int = setting(1, "run", "iterations between two lines of training loss")
+    eval_iters: int = setting(200, "run", "batches averaged for each split at an evaluation")
+    eval_only: bool = setting(False, "run", "print the loss over the whole validation split and stop")
+    patience: int | None = setting(None, "run", "evaluations without a better validation loss after which a run ends; none: it goes on to max_iters")
+    always_save_checkpoint: bool = setting(True, "run", "save at every evaluation, not only at a better validation loss")
+    save_interval: int | None = setting(None, "run", "iterations between two saves, besides those at evaluations; none: only those")
+    nan_policy: Literal["stop", "skip"] = setting("stop", "run", "a loss or gradient that is not finite: stop, or skip the update and count it", ("stop", "skip"))
+    allow_changes: bool = setting(False, "run", "resume although the data, or settings that make other updates, have changed")
+    profile: str | None = setting(None, "run", "folder that receives a trace of updates 10 to 19, for TensorBoard or Perfetto; none: no trace")
+    tensorboard: bool = setting(False, "run", "write event files for TensorBoard into out_dir/tensorboard as well")
+    wandb: bool = setting(False, "run", "log to Weights & Biases as well")
+    wandb_project: str = setting("nanogpt-jax", "run", "project at Weights & Biases")
+    wandb_run_name: str | None = setting(None, "run", "the run's name there; none: one that it makes up")
+    seed: int = setting(1337, "run", "the one number all randomness is derived from")
+
+    dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
+    data_dir: str = setting("data", "data", "folder that holds the data sets")
+    batch_size: int = setting(12, "data", "sequences in one micro-batch")
+    gradient_accumulation_steps: int = setting(40, "data", "micro-batches averaged for one update")
+
+    model: Literal["gpt", "bigram"] = setting("gpt", "model", "gpt, or bigram: one table of next-token logits", ("gpt", "bigram"))
+    block_size: int = setting(1024, "model", "longest context, in tokens")
+    n_layer: int = setting(12, "model", "number of blocks")
+    n_head: int = setting(12, "model", "attention heads in a block")
+    n_embd: int = setting(768, "model", "width of the residual stream, a multiple of n_head")
+    vocab_size: int | None = setting(None, "model", "rows of the token table; none: as many as the tokenizer has")
+    dropout: float = setting(0.0, "model", "probability of dropping an activation in training")
+    bias: bool = setting(False, "model", "biases in linear layers and layer norms, as in GPT-2")
+    activation: Literal["gelu", "gelu_new", "relu"] = setting("gelu", "model", "MLP non-linearity: exact GELU, its tanh form, or ReLU", ACTIVATIONS)
+    qkv_bias: bool | None = setting(None, "model", "bias of queries, keys and values; none: as bias")
+    tie_word_embeddings: bool = setting(True, "model", "the head shares the token table")
+    lm_head_bias: bool = setting(False, "model", "bias of an untied head")
+
+    learning_rate: float = setting(6e-4, "optimizer", "largest learning rate")
+    max_iters: int = setting(600_000, "optimizer", "number of updates")
+    weight_decay: float = setting(1e-1, "optimizer", "AdamW's decay, applied to matrices only")
+    beta1: float = setting(0.9, "optimizer", "decay of AdamW's first moment")
+    beta2: float = setting(0.95, "optimizer", "decay of AdamW's second moment")
+    grad_clip: float = setting(1.0, "optimizer", "largest global norm of the gradient; 0 turns clipping off")
+    decay_lr: bool = setting(True, "optimizer", "warm up, then decay by a cosine; off: a constant learning rate")
+    warmup_iters: int = setting(2000, "optimizer", "iterations of linear warm-up")
+    lr_decay_iters: int = setting(600_000, "optimizer", "iteration at which min_lr is reached")
+    min_lr: float = setting(6e-5, "optimizer", "learning rate after the decay")
+
+    accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", "system", "attention kernel", KERNELS)
+    remat: bool = setting(False, "system", "compute each block again on the way back instead of keeping it: less memory, a third more work")
+
+    mesh: str = setting("auto", PLACEMENT, "how devices are laid out, as in data:2,fsdp:4,tensor:2; auto: all of them along data")
+    coordinator: str | None = setting(None, PLACEMENT, "HOST:PORT of process 0, for a job of several processes")
+    num_processes: int | None = setting(None, PLACEMENT, "processes in the job")
+    process_id: int | None = setting(None, PLACEMENT, "which of them this is, from 0")
+    connect_timeout: int = setting(300, PLACEMENT, "seconds to wait for the other processes at the start")
+    compile_only: str | None = setting(None, PLACEMENT, "compile for a TPU slice such as v5e:4x4 without having it, say what a step takes there, and stop")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            object.__setattr__(self, f.name, coerced(f.name, value, hints[f.name], f.metadata["choices"]))
+        require_32_bits(self)
+        for name in ("eval_interval", "log_interval", "eval_iters", "batch_size", "gradient_accumulation_steps"):
+            require_at_least(name, getattr(self, name), 1)
+        for name in ("save_interval", "patience"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
+        for name in ("max_iters", "warmup_iters", "lr_decay_iters", "seed"):
+            require_at_least(name, getattr(self, name), 0)
+        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name}={value} is not a finite number of at least 0; choose one that is")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} is outside [0, 1); choose for example 0.9 or 0.95")
+        if self.lm_head_bias and self.tie_word_embeddings:
+            raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
+        for name in ("out_dir", "init_from", "dataset", "data_dir", "profile"):
+            value = getattr(self, name)
+            if value is not None and (not value or "\0" in value):
+                raise UserError(f"{name}={value!r} is not a name a file system takes; give one")
+        self._check_placement()
+        self.gpt_config(vocab_size=self.vocab_size or 1)  # checks the shape
+
+    def _check_placement(self) -> None:
+        require_at_least("connect_timeout", self.connect_timeout, 1)
+        job = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
+        if all(value is None for value in job.values()):
+            return
+        for name, value in job.items():
+            if value is None:
+                raise UserError(f"{name} is missing; give all three, coordinator, num_processes and process_id")
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+            raise UserError(f"coordinator={self.coordinator!r} is not HOST:PORT; give the address of process 0")
+        require_at_least("num_processes", self.num_processes, 1)
+        require_at_least("process_id", self.process_id, 0)
+        require_at_most("process_id", self.process_id, self.num_processes - 1, "processes are counted from 0")
+
+    def gpt_config(self, vocab_size: int) -> GPTConfig:
+        """The model's shape for a tokenizer of `vocab_size` tokens, padded to `self.vocab_size` where that is larger.
+
+        Raises `UserError` if `self.vocab_size` is set and smaller than the tokenizer's.
+        """
+        if self.vocab_size is not None and self.vocab_size < vocab_size:
+            raise UserError(
+                f"vocab_size={self.vocab_size} is smaller than the tokenizer's {vocab_size} tokens; "
+                f"choose at least {vocab_size}, or leave it out"
+            )
+        shape = {f.name: getattr(self, f.name) for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"}
+        return GPTConfig(**shape, vocab_size=self.vocab_size or vocab_size)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Sequences of one update: (batch_size,), with an axis of micro-batches in front where there are several."""
+        micro_batches = self.gradient_accumulation_steps
+        return (self.batch_size,) if micro_batches == 1 else (micro_batches, self.batch_size)
+
+    @property
+    def tokens_per_iter(self) -> int:
+        """Tokens that one update learns from."""
+        return self.gradient_accumulation_steps * self.batch_size * self.block_size
+
+
+_GPT2 = dict(
+    dataset="openwebtext", vocab_size=50304, batch_size=12, block_size=1024, gradient_accumulation_steps=40,
+    max_iters=600_000, lr_decay_iters=600_000, eval_interval=1000, eval_iters=200, log_interval=10, weight_decay=0.1,
+)  # fmt: skip
+
+_CHARACTERS = dict(
+    dataset="shakespeare_char", gradient_accumulation_steps=1, eval_interval=250, log_interval=10,
+    always_save_checkpoint=False, learning_rate=1e-3, min_lr=1e-4, beta2=0.99, warmup_iters=100,
+)  # fmt: skip
+
+# The notebook trains with PyTorch's AdamW as it comes: no clipping, no schedule, decay 0.01.
+_NOTEBOOK = dict(
+    dataset="shakespeare_char", gradient_accumulation_steps=1, log_interval=10, always_save_checkpoint=False,
+    decay_lr=False, grad_clip=0.0, weight_decay=0.01, beta2=0.999, eval_iters=200,
+)  # fmt: skip
+
+# fmt: off
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "bigram": dict(_NOTEBOOK, out_dir="out-bigram", model="bigram", batch_size=32, block_size=8, max_iters=3000, eval_interval=300, learning_rate=1e-2),
+    "gpt_dev": dict(_NOTEBOOK, out_dir="out-gpt-dev", batch_size=16, block_size=32, n_layer=4, n_head=4, n_embd=64, max_iters=5000, eval_interval=500, learning_rate=1e-3,
+                    bias=True, qkv_bias=False, activation="relu", tie_word_embeddings=False, lm_head_bias=True),
+    "shakespeare_char_cpu": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
+    "shakespeare_char": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
+    "gpt2": dict(_GPT2, out_dir="out-gpt2", n_layer=12, n_head=12, n_embd=768),
+    "gpt2_medium": dict(_GPT2, out_dir="out-gpt2-medium", n_layer=24, n_head=16, n_embd=1024),
+    "gpt2_large": dict(_GPT2, out_dir="out-gpt2-large", n_layer=36, n_head=20, n_embd=1280),
+    "gpt2_xl": dict(_GPT2, out_dir="out-gpt2-xl", n_layer=48, n_head=25, n_embd=1600),
+    "finetune_shakespeare": dict(out_dir="out-shakespeare", dataset="shakespeare", init_from="gpt2-xl", eval_interval=5, eval_iters=40, always_save_checkpoint=False,
+                                 batch_size=1, gradient_accumulation_steps=32, max_iters=20, learning_rate=3e-5, decay_lr=False),
+}
+# fmt: on
+
+
+PLACEMENT_SETTINGS = tuple(f.name for f in dataclasses.fields(Settings) if f.metadata["group"] == PLACEMENT)
+
+
+def preset(name: str, **changes: Any) -> Settings:
+    """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
+    if not isinstance(name, str) or name not in PRESETS:
+        near = did_you_mean(str(name), PRESETS)
+        raise UserError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}{near}")
+    return Settings(**{**PRESETS[name], **changes})
+
+
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Raise `UserError` if setting `name` is below `least`."""
+    if value < least:
+        raise UserError(f"{name}={value} is smaller than {least}; choose at least {least}")
+
+
+def require_at_most(name: str, value: float, most: float, why: str) -> None:
+    """Raise `UserError` if setting `name` is above `most`, and say why that is the limit."""
+    if value > most:
+        raise UserError(f"{name}={value} is larger than {most} ({why}); choose at most {most}")
+
+
+def require_32_bits(settings: object) -> None:
+    """Raise `UserError` if a whole number among the fields of a dataclass is larger than what it is kept in."""
+    for name, value in vars(settings).items():
+        if type(value) is int:
+            require_at_most(name, value, MAX_SEED if name == "seed" else MAX_INT, "it is kept in 32 bits")
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise `UserError` if setting `name` is none of `choices`."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}; choose one of them")
+
+
+def coerced(name: str, value: Any, hint: Any, choices: tuple[str, ...]) -> Any:
+    """`value` as the type that `hint` declares, so that `learning_rate=1` in a TOML file is the float it stands for."""
+    kinds = get_args(hint) or (hint,)
+    if choices:
+        require_choice(name, value, choices)
+        return value
+    if value is None and type(None) in kinds:
+        return value
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not any(type(value) is kind for kind in kinds):  # `type is`: a bool is an int to isinstance
+        wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not type(None))
+        raise UserError(f"{name}={value!r} is a {type(value).__name__}; give a {wanted}")
+    return value

@@ -1,0 +1,69 @@
+"""The head and its cross-entropy in one, a few positions at a time: the logits of all positions never exist whole.
+
+With GPT-2's vocabulary the float32 logits of a batch, and their gradient, are the largest arrays of a training step.
+Here a chunk's logits give its loss and, as that is a sum whose weights are known, at once its gradients too; so nothing
+is computed twice. The plain twin, head and then `ops.cross_entropy`, is in `tests/core/test_fused_loss.py`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nanogpt_jax.core.both_ways import both_ways
+
+CHUNKS = 8
+
+
+@both_ways
+def fused_cross_entropy(
+    x: Float[Array, "B T C"], table: Float[Array, "V C"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> Float[Array, ""]:
+    """The sum of weights * -log softmax(x table^T)[targets], logits and loss in float32.
+
+    T is cut into `CHUNKS` parts, or the next smaller number that divides it: B, which may be spread over devices, is
+    not.
+    """
+    return jax.lax.map(lambda chunk: _chunk(*chunk, table)[0], _chunks(x, targets, weights)).sum()
+
+
+def _forward(x: Array, table: Array, targets: Array, weights: Array) -> tuple[Array, tuple]:
+    def step(dtable: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array, Array]]:
+        loss, losses, dlogits = _chunk(*chunk, table)
+        dlogits = dlogits.astype(x.dtype)
+        dx = jnp.einsum("btv,vc->btc", dlogits, table, preferred_element_type=jnp.float32)
+        dtable += jnp.einsum("btv,btc->vc", dlogits, chunk[0], preferred_element_type=jnp.float32)
+        return dtable, (loss, dx.astype(x.dtype), losses)
+
+    zero = jnp.zeros(table.shape, jnp.float32)
+    dtable, (loss, dx, losses) = jax.lax.scan(step, zero, _chunks(x, targets, weights))
+    dx, dweights = (jnp.moveaxis(parts, 0, 1) for parts in (dx, losses))
+    return loss.sum(), (dx.reshape(x.shape), dtable.astype(table.dtype), dweights.reshape(weights.shape))
+
+
+def _backward(gradients: tuple[Array, Array, Array], d: Float[Array, ""]) -> tuple[Array, Array, None, Array]:
+    dx, dtable, dweights = ((gradient * d).astype(gradient.dtype) for gradient in gradients)
+    return dx, dtable, None, dweights
+
+
+fused_cross_entropy.defvjp(_forward, _backward)
+
+
+def _chunk(
+    x: Float[Array, "B t C"], targets: Int[Array, "B t"], weights: Float[Array, "B t"], table: Float[Array, "V C"]
+) -> tuple[Float[Array, ""], Float[Array, "B t"], Float[Array, "B t V"]]:
+    """A chunk's weighted loss, each target's own, and the gradient of the logits: weights * (softmax - one-hot)."""
+    logits = jnp.einsum("btc,vc->btv", x, table, preferred_element_type=jnp.float32)
+    log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    hot = targets[..., None] == jnp.arange(table.shape[0])
+    # A product and not a select: JAX takes the select's zeros out of the loop, as an array as large as the logits.
+    losses = log_sums[..., 0] - jnp.sum(hot * logits, axis=-1)
+    return jnp.sum(weights * losses), losses, weights[..., None] * (jnp.exp(logits - log_sums) - hot)
+
+
+def _chunks(*arrays: Float[Array, "B T *rest"]) -> tuple[Float[Array, "n B t *rest"], ...]:
+    """Each array cut along T, the parts in front."""
+    T = arrays[0].shape[1]
+    n = max(n for n in range(1, CHUNKS + 1) if T % n == 0)
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], n, T // n, *a.shape[2:]), 1, 0) for a in arrays)

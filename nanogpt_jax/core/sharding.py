@@ -1,0 +1,264 @@
+"""The mesh of devices, and the rules that say which axis of an array lies on which axis of the mesh.
+
+A mesh has three axes. Batches are split over ``data`` and ``fsdp``. Parameters and the optimizer's moments are split
+over ``fsdp`` as well, and gathered where they are used (ZeRO: Rajbhandari et al., 2020), and over ``tensor`` each block
+is split by heads and by hidden units (Megatron: Shoeybi et al., 2019). The rules go by a parameter's name; XLA derives
+the rest of the program and all communication from them. Without a mesh, on one device, every function here leaves its
+array alone, and the program is that of one device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from nanogpt_jax.core import ops
+from nanogpt_jax.core.both_ways import both_ways
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes of the mesh that rows of a batch, and all that is computed of them, are split over."""
+
+# Which axis of a matrix is split over `tensor`. Columns of c_attn are queries, keys and values side by side, so that no
+# run of columns is what one device needs: it is stored by rows, and dealt out by heads where it is used.
+_TENSOR_AXIS = {"c_attn": 1, "c_fc": 1, "c_proj": 0, "wte": 0, "lm_head": 1}
+
+
+class MeshShape(NamedTuple):
+    """How many devices lie along each axis of the mesh."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}:{size}" for name, size in zip(AXES, self, strict=True) if size > 1) or "data:1"
+
+
+def mesh_shape(requested: str, devices: int) -> MeshShape:
+    """The shape that ``data:2,fsdp:2,tensor:2`` asks for, or all `devices` along ``data`` for ``auto``.
+
+    Raises `UserError` if `requested` says anything else, or its product is not the number of devices.
+    """
+    if requested == "auto":
+        return MeshShape(data=devices)
+    sizes: dict[str, int] = {}
+    for part in requested.split(","):
+        name, _, size = part.strip().partition(":")
+        if name not in AXES or name in sizes or not (size.isascii() and size.isdigit() and 0 < int(size) < 10**6):
+            raise UserError(
+                f"mesh={requested} has the part {part.strip()!r}; give each of {', '.join(AXES)} at most once with the "
+                "number of devices along it, as in data:2,fsdp:4"
+            )
+        sizes[name] = int(size)
+    shape = MeshShape(**sizes)
+    if math.prod(shape) != devices:
+        raise UserError(
+            f"mesh={requested} is of {math.prod(shape)} devices where there are {devices}; choose sizes whose product "
+            f"is {devices}"
+        )
+    return shape
+
+
+def require_fit(shape: MeshShape, settings: Settings) -> None:
+    """Raise `UserError` if the mesh does not divide the batch, the heads or the width."""
+    rows = shape.data * shape.fsdp
+    sequences = settings.batch_size * settings.gradient_accumulation_steps
+    if settings.batch_size % rows and sequences % rows == 0:
+        raise UserError(
+            f"batch_size={settings.batch_size} cannot be split over the {rows} devices along data and fsdp of "
+            f"mesh={shape}; choose batch_size={rows} with gradient_accumulation_steps={sequences // rows}, as much"
+        )
+    for name, what, along in (
+        ("batch_size", rows, "data and fsdp"),
+        ("n_head", shape.tensor, "tensor"),
+        ("n_embd", shape.fsdp * shape.tensor, "fsdp and tensor"),
+    ):
+        size = getattr(settings, name)
+        if size % what:
+            raise UserError(
+                f"{name}={size} cannot be split over the {what} devices along {along} of mesh={shape}; choose a "
+                f"multiple of {what}, or another mesh"
+            )
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh, with neighbours along `tensor`, then along `fsdp`, close to each other in the machine."""
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Where every array of a tree of parameters, or of a `TrainState`, is stored.
+
+    The optimizer's moments have the paths of their parameters inside their own, and so lie as those do.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        return NamedSharding(mesh, stored_spec(names[-2] if len(names) > 1 else "", leaf.shape, mesh.shape))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def placed(mesh: Mesh | None, state: Any) -> Any:
+    """A tree of abstract arrays that know where on the mesh they lie; without a mesh, as they are."""
+    if mesh is None:
+        return state
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_shardings(mesh, state),
+    )
+
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Compile what is called in the block for the mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def use_none() -> contextlib.AbstractContextManager[Any]:
+    """Compile what is called in the block for one device, whatever mesh is in force around it."""
+    return jax.set_mesh(Mesh(np.empty((), object), ()))
+
+
+def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """Where a batch (..., B, T) lies: its rows B over `data` and `fsdp`, micro-batches before them on every device."""
+    return NamedSharding(mesh, P(*[None] * (ndim - 2), ROWS, None))
+
+
+def rounded_up(rows: int, mesh: Mesh | None) -> int:
+    """The least number of rows, from `rows` on, that the mesh divides."""
+    devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+    return -(-rows // devices) * devices
+
+
+def stored_spec(layer: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+    """How a parameter of `layer` is stored on a mesh of `sizes`: devices along an axis, by its name.
+
+    Vectors are whole on every device: they are next to nothing, and gathering each would cost more than it saves.
+    """
+    if len(shape) < 2:
+        return P()
+    if layer == "c_attn":
+        return P(("fsdp", "tensor"), None)
+    spec = list(used_spec(layer, shape, sizes))
+    left = [axis for axis, name in enumerate(spec) if name is None and shape[axis] % sizes["fsdp"] == 0]
+    if left:
+        spec[max(left, key=lambda axis: shape[axis])] = "fsdp"
+    return P(*spec)
+
+
+def used_spec(layer: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+    """How a matrix of `layer` lies when it is multiplied with: whole along `fsdp`, split over `tensor` alone."""
+    axis = _TENSOR_AXIS.get(layer)
+    if axis is None or shape[axis] % sizes["tensor"]:
+        return P(None, None)
+    return P(*("tensor" if i == axis else None for i in range(2)))
+
+
+def gathered(x: Float[Array, "*K M"], layer: str) -> Float[Array, "*K M"]:
+    """A parameter of `layer` as it is used; the gradient is brought back to where the parameter is stored."""
+    sizes = _current_mesh()
+    if sizes is None:
+        return x
+    if x.ndim < 2:
+        x = _constrained(x, P())
+        return _by_device(x) if layer == "c_attn" else x
+    stored, used = stored_spec(layer, x.shape, sizes), used_spec(layer, x.shape, sizes)
+    if layer == "c_attn":
+        x = _by_device(_constrained(x, stored))
+        stored = P("fsdp", "tensor")
+    x = _moved(_constrained(x, stored), used, stored)
+    # Rows are added to the table's gradient one by one; XLA cannot bring them to a share of both axes in one go.
+    return _constrained(x, used) if layer == "wte" and sizes["tensor"] > 1 else x
+
+
+def split_heads(qkv: Float[Array, "N 3*C"], batch: int, heads: int) -> tuple[Array, Array, Array]:
+    """`ops.split_heads` of columns in the order that a gathered ``c_attn`` gives them: by device, then q, k and v."""
+    groups = _head_groups()
+    if groups == 1:
+        return ops.split_heads(qkv, batch, heads)
+    split = jax.vmap(lambda own: ops.split_heads(own, batch, heads // groups), in_axes=1, out_axes=1)
+    q, k, v = (x.reshape(batch, heads, *x.shape[3:]) for x in split(qkv.reshape(len(qkv), groups, -1)))
+    return q, k, v
+
+
+def _by_device(qkv: Float[Array, "*K 3*C"]) -> Float[Array, "*K 3*C"]:
+    """Columns of queries, keys and values in another order: those of one device's heads side by side."""
+    groups = _head_groups()
+    if groups == 1:
+        return qkv
+    *lead, width = qkv.shape
+    return qkv.reshape(*lead, 3, groups, -1).swapaxes(-3, -2).reshape(*lead, width)
+
+
+def _head_groups() -> int:
+    """Over how many devices the heads are split."""
+    sizes = _current_mesh()
+    return 1 if sizes is None else sizes["tensor"]
+
+
+def split_by_rows(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
+    """Activations, said to be split by rows alone: what a block reads from and writes to."""
+    return x if _current_mesh() is None else _constrained(x, P(ROWS, *[None] * (x.ndim - 1)))
+
+
+def _constrained(x: Array, spec: P) -> Array:
+    """`x`, laid out as `spec` says on the mesh of the program being compiled."""
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def on_own_heads(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A `function` of arrays (B, H, ...) that knows each row and head alone, made to run on each device's own.
+
+    For kernels that XLA cannot split by itself.
+    """
+    if _current_mesh() is None:
+        return function
+    spec = P(ROWS, "tensor")
+    return lambda *arrays: jax.shard_map(function, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)(
+        *arrays
+    )
+
+
+def sum_over_rows(function: Callable[..., Array]) -> Callable[..., Array]:
+    """A `function` (x, table, targets, weights) that sums over rows, made to sum over each device's own rows first.
+
+    So that what it accumulates in a loop, a gradient of the table, goes between devices once and not at every turn.
+    """
+    if _current_mesh() is None:
+        return function
+    by_rows = jax.shard_map(
+        lambda *arrays: function(*arrays)[None],
+        in_specs=(P(ROWS), P(), P(ROWS), P(ROWS)),
+        out_specs=P(ROWS),
+        axis_names=set(ROWS),
+        check_vma=False,
+    )
+    return lambda *arrays: by_rows(*arrays).sum()
+
+
+def _current_mesh() -> Mapping[str, int] | None:
+    """Axis sizes of the mesh that the program is being compiled for, or None for one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh.shape
+
+
+@functools.partial(both_ways, nondiff_argnums=(1, 2))
+def _moved(x: Array, to: P, back: P) -> Array:
+    """`x` laid out as `to`, its gradient as `back`: a constraint's own gradient would lie as `to`, whole."""
+    return _constrained(x, to)
+
+
+_moved.defvjp(lambda x, to, back: (_constrained(x, to), None), lambda to, back, _, dx: (_constrained(dx, back),))

@@ -1,0 +1,86 @@
+"""Batches on their way to the devices: each process reads its own rows of them, in the background and ahead of time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from nanogpt_jax.core.sharding import batch_sharding
+from nanogpt_jax.core.train_step import Batch
+from nanogpt_jax.data import dataset
+from nanogpt_jax.data.dataset import TokenFile
+
+AHEAD = 2  # batches made before they are asked for
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Rows = tuple[slice, ...]
+
+
+def random_batch(
+    mesh: Mesh | None, file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
+) -> Batch:
+    """`dataset.random_batch` on the devices: the same batch on every mesh."""
+    starts = dataset.random_starts(file, stream, seed, index, shape, block_size)
+    return Batch(*_on_devices(mesh, (*shape, block_size), lambda rows: dataset.windows(file, starts[rows], block_size)))
+
+
+def whole_split(
+    mesh: Mesh | None, file: TokenFile, batch_size: int, block_size: int
+) -> Iterator[tuple[Batch, jax.Array]]:
+    """`dataset.whole_split` on the devices."""
+    for first in range(0, dataset.rows_in_split(file, block_size), batch_size):
+
+        def read(rows: Rows, first: int = first) -> tuple[np.ndarray, ...]:
+            start, stop, _ = rows[0].indices(batch_size)
+            batch, weights = dataset.split_rows(file, first + start, stop - start, block_size)
+            return (*batch, weights)
+
+        *batch, weights = _on_devices(mesh, (batch_size, block_size), read)
+        yield Batch(*batch), weights
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`map`, with the next `AHEAD` results made by a thread while the last one is in use.
+
+    What `make` raises is raised where its result is due. Closing the iterator ends the thread.
+    """
+    pool = ThreadPoolExecutor(1, "batches")
+    try:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_devices(
+    mesh: Mesh | None, shape: tuple[int, ...], read: Callable[[Rows], tuple[np.ndarray, ...]]
+) -> tuple[jax.Array, ...]:
+    """Arrays of `shape`, split by rows over the mesh, from a function that reads the rows it is asked for.
+
+    Rows that several devices of this process hold are read once, rows of other processes not at all.
+    """
+    if mesh is None:
+        return jax.device_put(read((slice(None),) * (len(shape) - 1)))
+    place = batch_sharding(mesh, len(shape))
+    read_already: dict[str, tuple[np.ndarray, ...]] = {}
+    parts = []
+    for device, index in place.addressable_devices_indices_map(shape).items():
+        rows = index[:-1]
+        if str(rows) not in read_already:
+            read_already[str(rows)] = read(rows)
+        parts.append(jax.device_put(read_already[str(rows)], device))
+    return tuple(
+        jax.make_array_from_single_device_arrays(shape, place, list(each)) for each in zip(*parts, strict=True)
+    )

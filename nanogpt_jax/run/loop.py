@@ -1,0 +1,324 @@
+"""The training run, in the order in which things happen: the only place where the pieces meet."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from nanogpt_jax.core import sharding
+from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.errors import RunFailed
+from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.core.train_step import Params, TrainState, is_finite, make_eval_step, make_train_step
+from nanogpt_jax.data import dataset, feed
+from nanogpt_jax.data.commands import flags_to_resume, pasteable
+from nanogpt_jax.data.dataset import TokenFile
+from nanogpt_jax.data.files import is_dir
+from nanogpt_jax.data.process import readers_may_leave
+from nanogpt_jax.run import hosts, live
+from nanogpt_jax.run.accelerator import describe
+from nanogpt_jax.run.curves import leave_figure
+from nanogpt_jax.run.faults import (
+    Stopped,
+    memory_in_one_line,
+    only_run_in,
+    refusals_in_one_line,
+    signals,
+    unwritable,
+)
+from nanogpt_jax.run.outcome import best_beside_last
+from nanogpt_jax.run.resume import at_a_lower_rate
+from nanogpt_jax.run.run_folder import set_previous_run_aside
+from nanogpt_jax.run.sinks import Sinks, open_sinks, require_sinks
+from nanogpt_jax.run.start import Data, Start, begun, resumed
+from nanogpt_jax.run.telemetry import Profile, StepLog, write_config
+from nanogpt_jax.weights.checkpoint import RunDocument
+from nanogpt_jax.weights.saving import CheckpointWriter
+
+# Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
+_TOKENS_PER_EVAL_STEP = 16_384
+
+EvalStep = Callable[..., Any]
+
+
+def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
+    """Train as `settings` say; the loss over the whole validation split at the end, in nats per token.
+
+    `given` are the settings that were asked for one by one: a model that is loaded must have them, and a run that is
+    resumed takes them and all others as it has them. All that can be refused is refused, with a `UserError`, before
+    anything is written. Raises `Stopped` after a signal, and `RunFailed` where the run can't go on.
+    """
+    given = given or {}
+    out_dir = Path(settings.out_dir)
+    resuming, writing = settings.init_from == "resume", not settings.eval_only
+    received: list[int] = []  # the signals that tell this process to stop
+    with hosts.watched(flags_to_resume(out_dir)), memory_in_one_line(settings), contextlib.ExitStack() as held:
+        held.enter_context(readers_may_leave(lambda: received.append(signal.SIGPIPE)))
+
+        def prepared() -> Start:
+            if resuming and writing and is_dir(out_dir) and hosts.is_first():
+                held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
+            start = resumed(settings, given) if resuming else begun(settings, given)
+            if writing:
+                require_sinks(start.settings)
+            return start
+
+        hosts.together(lambda: settings, _shared_settings)
+        start = hosts.together(prepared, _facts)
+        settings, data = start.settings, start.data
+        if resuming and writing and start.run.step == settings.max_iters and start.run.evaluated:
+            further = pasteable("train.py", init_from="resume", out_dir=out_dir, max_iters=2 * max(1, start.run.step))
+            print(f"the run in {out_dir} is finished, at iteration {start.run.step}; to train it further: {further}")
+        shape = sharding.mesh_shape(settings.mesh, jax.device_count())
+        sharding.require_fit(shape, settings)
+        mesh = None if jax.device_count() == 1 else sharding.make_mesh(shape, jax.devices())
+        model = build_model(settings, start.run.vocab_size, jax.default_backend())
+        tx = make_optimizer(settings)
+        state = start.load(model, tx, mesh)
+        held.enter_context(sharding.use(mesh))  # not before: parameters are made with one token, which no mesh divides
+        size = sum(p.size for p in jax.tree.leaves(state.params))
+        print(f"{describe()}, mesh {shape}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
+        print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
+        if settings.decay_lr and settings.lr_decay_iters <= settings.warmup_iters:
+            print(
+                f"warning: lr_decay_iters={settings.lr_decay_iters} is not larger than "
+                f"warmup_iters={settings.warmup_iters}: after the warm-up the learning rate is min_lr at once",
+                flush=True,
+            )
+        eval_step = make_eval_step(model)
+        if settings.eval_only:
+            return _final_loss(
+                eval_step, state.params, data.val, settings.block_size, mesh, partial(hosts.stop_if_told, received)
+            )
+        if not resuming and hosts.is_first():
+            with unwritable(out_dir):
+                out_dir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(only_run_in(out_dir))
+        places = None if mesh is None else sharding.state_shardings(mesh, state)
+        train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
+        with refusals_in_one_line(settings), signals(received), live.shown(start, model) as view:
+            stop = partial(hosts.stop_if_told, received)
+            return _update_until_done(start, train_step, eval_step, state, mesh, view, stop)
+
+
+def _facts(start: Start) -> dict[str, Any]:
+    """What must be the same in every process."""
+    return _shared_settings(start.settings) | {
+        "the tokens of the data set": start.data.digest(),
+        "the iteration to start from": start.run.step,
+    }
+
+
+def _shared_settings(settings: Settings) -> dict[str, Any]:
+    own = ("coordinator", "process_id", "connect_timeout")
+    return {name: value for name, value in vars(settings).items() if name not in own}
+
+
+def estimate_loss(
+    eval_step: EvalStep,
+    params: Params,
+    data: Data,
+    settings: Settings,
+    step: int,
+    mesh: Mesh | None = None,
+    stop: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Mean loss over `eval_iters` random batches of each split: nanoGPT's estimate, drawn anew at every step.
+
+    `stop` is called before every batch, and may raise.
+    """
+    shape = (settings.batch_size,)
+    ones = np.ones((settings.batch_size, settings.block_size), np.float32)
+    losses = {}
+    for stream, file in (("train_eval", data.train), ("val", data.val)):
+        first = step * settings.eval_iters
+        batches = (
+            (feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones)
+            for i in range(first, first + settings.eval_iters)
+        )
+        losses[stream] = _sum(eval_step, params, batches, stop) / settings.eval_iters / ones.size
+    return losses
+
+
+def whole_split_loss(
+    eval_step: EvalStep,
+    params: Params,
+    file: TokenFile,
+    block_size: int,
+    mesh: Mesh | None = None,
+    stop: Callable[[], None] = lambda: None,
+) -> tuple[float, int]:
+    """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
+
+    `stop` is called before every batch, and may raise.
+    """
+    windows = sharding.rounded_up(max(1, _TOKENS_PER_EVAL_STEP // block_size), mesh)
+    targets = len(file.tokens) - 1
+    return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
+
+
+def _sum(
+    eval_step: EvalStep, params: Params, batches: Iterable[tuple[dataset.Batch, Any]], stop: Callable[[], None]
+) -> float:
+    """The losses of all batches together; the device is a batch ahead at most, so that `stop` comes in time."""
+    total, ahead = 0.0, None
+    for batch in batches:
+        stop()
+        ahead, done = eval_step(params, *batch), ahead
+        total += 0.0 if done is None else float(done)
+    return total if ahead is None else total + float(ahead)
+
+
+def _update_until_done(
+    start: Start,
+    train_step: Callable,
+    eval_step: EvalStep,
+    state: TrainState,
+    mesh: Mesh | None,
+    view: live.Lines,
+    stop: Callable[[], None],
+) -> float:
+    """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss.
+
+    `stop` is called between updates and between the batches of an evaluation; what it raises ends the run, saved.
+    """
+    settings, data, run, *_ = start
+    steps = range(run.step, settings.max_iters)
+    batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
+    profile = Profile(settings.profile)
+    with (
+        _writing(start) as (checkpoints, kept),
+        contextlib.closing(batches),
+        contextlib.closing(profile),
+    ):
+        figures = Sinks((kept, view))
+        log = StepLog(settings, figures, view.iteration, state.params, run)
+
+        def save() -> None:
+            """Save what stands behind `run.step` updates, all of which have been looked at; a bad state never."""
+            with log.paused():
+                figures.sync()
+                if not is_finite((state.params, state.opt_state)):
+                    raise RunFailed(
+                        f"iteration {run.step}: the parameters or moments are not finite, and are not saved; "
+                        + at_a_lower_rate(settings)
+                    )
+                checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
+
+        try:
+            while True:
+                step = run.step
+                done = step >= settings.max_iters or is_out_of_patience(run, settings)
+                due = bool(settings.save_interval) and step % settings.save_interval == 0
+                if not run.evaluated and (done or step % settings.eval_interval == 0):
+                    with log.paused():
+                        losses = estimate_loss(eval_step, state.params, data, settings, step, mesh, stop)
+                        print(
+                            f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}",
+                            flush=True,
+                        )
+                        for split, loss in losses.items():
+                            figures.write(
+                                step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds()
+                            )
+                        view.evaluated(state.params)
+                    run, better = _evaluated(run, losses["val"], settings)
+                    done = done or is_out_of_patience(run, settings)
+                    due = due or better or settings.always_save_checkpoint or done
+                if due and step > 0:
+                    save()
+                checkpoints.check()
+                if done:
+                    break
+                stop()
+                profile.before_update(state)
+                state, step_metrics = train_step(state, next(batches))
+                log.add(step, step_metrics)
+                run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
+            if run.step < settings.max_iters:
+                print(
+                    f"patience={settings.patience}: no better validation loss in {run.since_best} evaluations, so the "
+                    f"run ends at iteration {run.step} of {settings.max_iters}; --init_from=resume --patience=none "
+                    "goes on",
+                    flush=True,
+                )
+            loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, stop)
+            checkpoints.wait()
+            state = state.replace(opt_state=None)  # which is saved; its memory is for the best weights
+            best = best_beside_last(
+                Path(settings.out_dir), run.step, state.params, loss,
+                lambda params: whole_split_loss(eval_step, params, data.val, settings.block_size, mesh, stop)[0],
+            )  # fmt: skip
+        except Stopped:
+            save()
+            checkpoints.wait()
+            raise
+        figures.write(run.step, "val_whole", loss, seconds=log.seconds(), **best)
+        if hosts.is_first():
+            leave_figure(Path(settings.out_dir))
+    return loss
+
+
+def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDocument, bool]:
+    """`run` with the validation loss at its step, and whether that is the best so far."""
+    if not math.isfinite(loss):
+        if settings.nan_policy == "stop":
+            raise RunFailed(f"iteration {run.step}: val loss {loss}; {at_a_lower_rate(settings)}")
+        return dataclasses.replace(run, evaluated=True, since_best=run.since_best + 1), False
+    better = run.best_val_loss is None or loss < run.best_val_loss
+    best = loss if better else run.best_val_loss
+    since = 0 if better else run.since_best + 1
+    return dataclasses.replace(run, evaluated=True, val_loss=loss, best_val_loss=best, since_best=since), better
+
+
+def is_out_of_patience(run: RunDocument, settings: Settings) -> bool:
+    """Whether as many evaluations as `patience` have been no better than the best one before them."""
+    return settings.patience is not None and run.since_best >= settings.patience
+
+
+def _final_loss(
+    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, mesh: Mesh | None, stop: Callable[[], None]
+) -> float:
+    loss, targets = whole_split_loss(eval_step, params, val, block_size, mesh, stop)
+    print(f"final val loss {loss:.4f} (whole split, {targets} tokens)", flush=True)
+    return loss
+
+
+def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> dataset.Batch:
+    """The batch of update `step`."""
+    return feed.random_batch(mesh, data.train, "train", settings.seed, step, settings.batch_shape, settings.block_size)
+
+
+@contextlib.contextmanager
+def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, Sinks]]:
+    """The run's folder, open for writing; what is being saved when the block ends is finished."""
+    out_dir, run = Path(start.settings.out_dir), start.run
+    with unwritable(out_dir):
+        kept = Sinks()  # of none: another process has them
+        if hosts.is_first():
+            if start.since is None:
+                set_previous_run_aside(out_dir)
+            write_config(out_dir, start.settings)
+            kept = open_sinks(out_dir, start.settings, run.step, run.evaluated, resuming=start.since is not None)
+        hosts.wait_for_all("folder")
+        checkpoints = CheckpointWriter(out_dir, start.since)
+    with contextlib.closing(kept):
+        try:
+            yield checkpoints, kept
+        except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError):
+            with contextlib.suppress(RunFailed):  # the first error is the one to tell
+                checkpoints.close()
+            raise
+        finally:
+            checkpoints.close()

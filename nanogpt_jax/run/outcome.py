@@ -1,0 +1,62 @@
+"""What a run came to: the loss of its best weights beside that of its last ones, and whether it overfitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.train_step import Params
+from nanogpt_jax.run import hosts
+from nanogpt_jax.run.sinks import read_metrics
+from nanogpt_jax.weights.checkpoint import Checkpoint, best
+
+
+def best_beside_last(
+    out_dir: Path, step: int, params: Params, last: float, loss_of: Callable[[Params], float]
+) -> dict[str, float]:
+    """Say which weights of the run in `out_dir` are its best, and their loss; the figures ``best_step``, ``best_loss``.
+
+    `params` are those after `step` updates, and `last` their loss by `loss_of`, over the whole validation split. The
+    best are of the checkpoint with the lowest estimate: over the whole split they may have the higher loss. Nothing is
+    said of a run that has saved none, or whose best can't be read, since nothing else depends on it.
+    """
+    try:
+        found = hosts.together(lambda: best(out_dir), lambda found: {"the best checkpoint": found and found.run.step})
+    except UserError:
+        return {}
+    if found is None:
+        return {}
+    if found.run.step == step:
+        print(f"the last weights, of iteration {step}, are the best: {last:.4f}", flush=True)
+        return {"best_step": step, "best_loss": last}
+    loss = loss_of(_beside(found, params))
+    print(
+        f"the last weights, of iteration {step}: {last:.4f}; the best by the estimates, of iteration "
+        f"{found.run.step}: {loss:.4f}; --which=last or best chooses, and best is taken without it",
+        flush=True,
+    )
+    if hosts.is_first() and loss < last:
+        _tell_if_overfitted(out_dir, found.run.step, step)
+    return {"best_step": found.run.step, "best_loss": loss}
+
+
+def _beside(checkpoint: Checkpoint, params: Params) -> Params:
+    """The checkpoint's parameters, placed as `params` are."""
+    like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), params)
+    return checkpoint.params(like)
+
+
+def _tell_if_overfitted(out_dir: Path, since: int, until: int) -> None:
+    """Say so if the estimate of the validation loss rose between two evaluations while that of training fell."""
+    losses = {(entry["split"], entry["step"]): entry.get("loss") for entry in read_metrics(out_dir)}
+    train, val = ([losses.get((split, step)) for step in (since, until)] for split in ("train_eval", "val"))
+    if None not in (*train, *val) and train[1] < train[0] and val[1] > val[0]:
+        print(
+            f"from iteration {since} to {until} the validation loss rose from {val[0]:.4f} to {val[1]:.4f} while the "
+            f"training loss fell from {train[0]:.4f} to {train[1]:.4f}: the model learns its text by heart; stop "
+            "earlier (--patience=N evaluations), or give it more text or more dropout",
+            flush=True,
+        )

@@ -1,0 +1,179 @@
+"""Where a run begins: fresh, from weights of others, or where an earlier run stopped. Nothing is written here."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
+from nanogpt_jax.core import sharding
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.train_step import Params, TrainState, abstract_state, init_params, init_state
+from nanogpt_jax.data import dataset, prepare, prepared
+from nanogpt_jax.data.commands import flags_of, pasteable, to_put_in_tokens_of
+from nanogpt_jax.data.dataset import TokenFile
+from nanogpt_jax.data.files import exists
+from nanogpt_jax.run import hosts
+from nanogpt_jax.run.resume import require_same_data, resumed_settings
+from nanogpt_jax.weights.checkpoint import Checkpoint, RunDocument
+from nanogpt_jax.weights.loading import Weights, open_weights, open_which
+
+
+class Data(NamedTuple):
+    """Both splits of a data set, and the tokenizer that made them, as JSON."""
+
+    train: TokenFile
+    val: TokenFile
+    tokenizer: dict[str, Any]
+    vocab_size: int
+
+    def digest(self) -> str:
+        """What tells these tokens from others."""
+        return "-".join(dataset.digest(file) for file in (self.train, self.val))
+
+
+class Start(NamedTuple):
+    """Where a run begins: its settings and data, what it has behind it, and how to get the state it begins with."""
+
+    settings: Settings
+    data: Data
+    run: RunDocument
+    load: Callable[[nn.Module, optax.GradientTransformation, Mesh | None], TrainState]
+    since: Checkpoint | None = None  # the checkpoint that it goes on from
+
+
+def begun(settings: Settings, given: Mapping[str, Any]) -> Start:
+    """A new run, from fresh parameters or from weights that `init_from` names."""
+    if settings.init_from == "scratch":
+        data = _open_data(settings)
+        vocab_size = settings.gpt_config(data.vocab_size).vocab_size
+        run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest())
+
+        def fresh(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+            return _state_of(_placed(lambda: init_params(model, settings.seed), mesh), tx, settings, mesh)
+
+        return Start(settings, data, run, fresh)
+    weights = open_weights(settings.init_from, settings.data_dir, settings.which)
+    settings = _with_shape_of(settings, weights, given)
+    data = _open_data(settings)
+    _require_data_of(weights, data, settings.init_from)
+    run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0, data=data.digest())
+
+    def loaded(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+        return _state_of(weights.load(model, mesh), tx, settings, mesh)
+
+    return Start(settings, data, run, loaded)
+
+
+def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
+    """The run in `out_dir`, from its newest whole checkpoint; only to evaluate it may be the best.
+
+    Raises `UserError` where it is to go on from the best: that would be another run.
+    """
+    which = given.get("which", "last")
+    if which == "best" and not settings.eval_only:
+        anew = pasteable("train.py", init_from=settings.out_dir, out_dir=f"{settings.out_dir}-2")
+        raise UserError(f"which=best is no place for a run to go on from; to begin a new one there: {anew}")
+    checkpoint = open_which(Path(settings.out_dir), which)
+    settings = resumed_settings(checkpoint.run, settings.out_dir, given)
+    data = _open_data(settings)
+    _require_same_tokenizer(checkpoint.run.tokenizer, data, settings.out_dir)
+    digest = data.digest()
+    require_same_data(checkpoint.run, digest, settings)
+
+    def load(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
+        return checkpoint.state(sharding.placed(mesh, abstract_state(model, tx)))
+
+    run = dataclasses.replace(checkpoint.run, settings=vars(settings), data=digest)
+    return Start(settings, data, run, load, checkpoint)
+
+
+def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings, mesh: Mesh | None) -> TrainState:
+    return _placed(lambda params: init_state(params, tx, settings.seed), mesh, params)
+
+
+def _placed(make: Callable[..., Any], mesh: Mesh | None, *arguments: Any) -> Any:
+    """The arrays that `make` gives, each made where it belongs: no device ever holds another one's share."""
+    places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make, *arguments))
+    return jax.jit(make, out_shardings=places)(*arguments)
+
+
+def _open_data(settings: Settings) -> Data:
+    """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
+    named = Path(settings.dataset)
+    folder = Path(settings.data_dir) / named
+    if len(named.parts) > 1 and not exists(folder):
+        where = shlex.join(flags_of({"dataset": named.name, "data_dir": named.parent}))
+        raise UserError(f"dataset={named} is a path and {folder} is not there; name the set and where it lies: {where}")
+    if str(named) in prepare.KNOWN:
+        hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
+    meta = prepared.load_meta(folder)
+    splits = [
+        dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
+        for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
+    ]
+    return Data(*splits, meta.tokenizer, meta.vocab_size)
+
+
+def _prepare_if_missing(name: str, folder: Path) -> None:
+    if not any(exists(folder / file) for file in ("meta.json", "train.bin")):
+        print(f"{folder} is not prepared yet: preparing it", flush=True)
+        prepare.KNOWN[name](folder)
+
+
+def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
+    """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT.
+
+    A smaller `block_size` that is asked for stays too: the model is cropped to it. Raises `UserError` where anything
+    else that is asked for is not what the weights have.
+    """
+    shape = weights.settings | {"vocab_size": weights.vocab_size}
+    for name in sorted(shape.keys() & given):
+        new, old = getattr(settings, name), shape[name]
+        if name == "block_size" and new < old:
+            shape[name] = new
+        elif new != old:
+            crop = ", or smaller to crop them" if name == "block_size" else ""
+            raise UserError(
+                f"{name}={new} does not fit the weights in {settings.init_from}, which have {name}={old}; "
+                f"leave it out{crop}"
+            )
+    return dataclasses.replace(settings, **shape)
+
+
+def _require_data_of(weights: Weights, data: Data, source: str) -> None:
+    """Refuse a data set that the weights know nothing of. Weights may have more tokens than it: they are padded."""
+    if weights.tokenizer is not None and weights.assumed is None:
+        _require_same_tokenizer(weights.tokenizer, data, source)
+        return
+    folder = data.train.path.parent
+    if data.vocab_size > weights.vocab_size:
+        raise UserError(
+            f"{folder} has {data.vocab_size} tokens where the weights in {source} have {weights.vocab_size}; "
+            "name the data set they belong to"
+        )
+    print(f"{source} does not say what its tokens are: taking them for those of {folder}", flush=True)
+
+
+def _require_same_tokenizer(tokenizer: dict[str, Any], data: Data, source: str) -> None:
+    if not prepared.is_same_tokenizer(tokenizer, data.tokenizer):
+        raise UserError(
+            f"the weights in {source} were trained with another tokenizer than {data.train.path.parent} was made with; "
+            f"name the data set they belong to, or put it in their tokens: {_in_tokens_of(tokenizer, source, data)}"
+        )
+
+
+def _in_tokens_of(tokenizer: dict[str, Any], source: str, data: Data) -> str:
+    """The command that makes a data set of the same text with the tokenizer of the weights in `source`."""
+    characters = data.tokenizer.get("characters", "")
+    lacking = set(characters) - set(tokenizer.get("characters", characters))
+    which = "gpt2" if tokenizer == {"type": "gpt2"} else source
+    return to_put_in_tokens_of(which, data.train.path.parent, **({"unknown": "drop"} if lacking else {}))

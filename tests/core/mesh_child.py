@@ -1,0 +1,75 @@
+"""Run by test_sharding.py in a process of its own, with as many virtual devices as its first argument says.
+
+Trains one tiny model on every mesh and prints what it found as JSON.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanogpt_jax.core import sharding
+from nanogpt_jax.core.config import preset
+from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.core.train_step import IGNORED, init_params, init_state, make_train_step
+from nanogpt_jax.data import feed
+from nanogpt_jax.data.dataset import TokenFile
+
+STEPS = 20
+SETTINGS = preset(
+    "shakespeare_char_cpu", n_layer=1, n_head=4, n_embd=32, block_size=16, batch_size=8, bias=True, dropout=0.1,
+    warmup_iters=2, seed=3,
+)  # fmt: skip
+FILE = TokenFile(np.random.default_rng(0).integers(0, 64, 2000).astype("<u2"), None, 64)
+
+
+@jax.jit
+def partly_ignored(batch):
+    """The batch with more targets left out of later rows than of earlier ones: devices count unequally many."""
+    rows = np.linspace(0, 1, SETTINGS.batch_size)[:, None]
+    left_out = np.random.default_rng(2).random(batch.targets.shape) < rows
+    return batch._replace(targets=jnp.where(left_out, IGNORED, batch.targets))
+
+
+def run(mesh_text, count, vocab_size, accumulate):
+    model, tx = GPT(SETTINGS.gpt_config(vocab_size)), make_optimizer(SETTINGS)
+    shape = sharding.mesh_shape(mesh_text, count)
+    sharding.require_fit(shape, SETTINGS)
+    mesh = None if count == 1 else sharding.make_mesh(shape, jax.devices()[:count])
+
+    def make():
+        return init_state(init_params(model, SETTINGS.seed), tx, SETTINGS.seed)
+
+    places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make))
+    rows = (SETTINGS.batch_size,) if accumulate == 1 else (accumulate, SETTINGS.batch_size)
+    with sharding.use(mesh):
+        state = jax.jit(make, out_shardings=places)()
+        kernel = state.params["h_0"]["mlp"]["c_fc"]["kernel"]
+        moment = state.opt_state[1][0].mu["h_0"]["mlp"]["c_fc"]["kernel"]
+        found = {
+            "bits": [float(np.asarray(x, np.float64).sum()) for x in jax.tree.leaves(state.params)],
+            "shards": [max(s.data.size for s in x.addressable_shards) / x.size for x in (kernel, moment)],
+        }
+        step, losses = make_train_step(model, tx, shardings=places), []
+        batch = feed.random_batch(mesh, FILE, "train", 1, 0, rows, SETTINGS.block_size)
+        program = step.lower(state, batch).compile().as_text() if mesh is not None else ""
+        for i in range(STEPS):
+            batch = feed.random_batch(mesh, FILE, "train", 1, i, rows, SETTINGS.block_size)
+            state, metrics = step(state, partly_ignored(batch) if i == STEPS - 1 else batch)
+            losses.append(float(metrics["loss"]))
+        after = state.params["h_0"]["mlp"]["c_fc"]["kernel"]
+        found["after"] = max(s.data.size for s in after.addressable_shards) / after.size
+    kinds = re.findall(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", program)
+    return found | {"losses": losses, "collectives": Counter(kinds)}
+
+
+if __name__ == "__main__":
+    runs = json.loads(sys.argv[1])
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)
+    print(json.dumps([run(*each) for each in runs]))

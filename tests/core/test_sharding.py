@@ -1,0 +1,136 @@
+"""One program on every mesh: the same losses, each device its own share, and no more communication than there must be.
+
+Virtual devices exist in fresh processes only, so one child trains on all meshes and the tests look at what it found.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from nanogpt_jax.core import sharding
+from nanogpt_jax.core.config import preset
+from nanogpt_jax.core.errors import UserError
+from tests.helpers.commands import HANGS, ROOT
+
+SMALL, LARGE = 64, 4096  # vocabularies: from 4096 on the head and the loss are one function
+MESHES = {
+    "data:2": 2, "tensor:2": 2, "fsdp:2,tensor:2": 4, "data:8": 8, "fsdp:8": 8,
+    "data:2,fsdp:2,tensor:2": 8,
+}  # fmt: skip
+RUNS = [
+    ("auto", 1, SMALL, 1), *((mesh, count, SMALL, 1) for mesh, count in MESHES.items()),
+    ("auto", 1, LARGE, 2), ("data:2,fsdp:2,tensor:2", 8, LARGE, 2),
+]  # fmt: skip
+
+
+def virtual_devices(count):
+    """The environment of a process that is to have so many CPU devices, and quick compilation.
+
+    NPROC is the size of XLA's thread pool: with fewer threads than devices their collectives wait for each other.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "NPROC": "8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def found():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.core.mesh_child", json.dumps(RUNS)], cwd=ROOT, env=virtual_devices(8),
+        capture_output=True, text=True, timeout=HANGS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(zip(RUNS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run[1] > 1], ids=str)
+def test_every_mesh_gives_the_losses_of_one_device(found, run):
+    alone = found["auto", 1, *run[2:]]
+    assert found[run]["bits"] == alone["bits"]
+    assert found[run]["losses"] == pytest.approx(alone["losses"], rel=0, abs=1e-5)
+    assert len(set(alone["losses"])) == 20
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_no_device_holds_more_than_its_share(found, mesh):
+    shape = sharding.mesh_shape(mesh, MESHES[mesh])
+    of = found[mesh, MESHES[mesh], SMALL, 1]
+    share = 1 / (shape.fsdp * shape.tensor)
+    assert of["shards"] == [share, share] and of["after"] == share  # the parameter, its moment; and after 20 updates
+
+
+def test_data_parallel_training_sums_gradients_and_nothing_else(found):
+    assert set(found["data:8", 8, SMALL, 1]["collectives"]) == {"all-reduce"}
+
+
+def test_fsdp_gathers_each_matrix_and_brings_its_gradient_back(found):
+    """XLA:CPU has no pass that joins an all-reduce and a slice to a reduce-scatter; a TPU's program has neither."""
+    collectives = found["fsdp:8", 8, SMALL, 1]["collectives"]
+    assert set(collectives) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    matrices = 6  # four of the block, and two tables, of which that of the tokens is used twice
+    assert matrices <= collectives["all-gather"] <= matrices + 2
+
+
+def test_tensor_parallel_training_deals_out_heads_without_gathering_activations(found):
+    collectives = found["tensor:2", 2, SMALL, 1]["collectives"]
+    assert set(collectives) == {"all-reduce", "all-to-all", "all-gather"}
+    assert collectives["all-to-all"] == 2  # c_attn to heads, and its gradient back
+    assert collectives["all-gather"] == 2  # the gradients of two bias vectors
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("data:3", "is of 3 devices where there are 8"),
+        ("data:2,data:4", "'data:4'"),
+        ("data:8,pipe:1", "'pipe:1'"),
+        ("data", "'data'"),
+        ("data:-8", "'data:-8'"),
+        ("", "''"),
+    ],
+)
+def test_a_mesh_that_is_none_is_refused(mesh, message):
+    with pytest.raises(UserError, match=message) as error:
+        sharding.mesh_shape(mesh, 8)
+    assert f"mesh={mesh}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "message"),
+    [
+        ("data:8", {"batch_size": 13}, r"batch_size=13 cannot be split over the 8 devices"),
+        ("data:8", {"batch_size": 2, "gradient_accumulation_steps": 8}, "batch_size=8 with gradient_accumulation_st"),
+        ("tensor:8", {"n_head": 4}, "n_head=4 cannot be split over the 8 devices along tensor of mesh=tensor:8"),
+        ("fsdp:8", {"n_embd": 132, "batch_size": 8}, "n_embd=132 cannot be split"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_the_model_is_refused(mesh, changes, message):
+    with pytest.raises(UserError, match=message):
+        sharding.require_fit(sharding.mesh_shape(mesh, 8), preset("shakespeare_char_cpu", **changes))
+
+
+def test_moments_lie_as_their_parameters_and_vectors_are_whole():
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), sharding.AXES)
+    matrix, vector = jax.ShapeDtypeStruct((32, 128), jnp.float32), jax.ShapeDtypeStruct((128,), jnp.float32)
+    params = {"h_0": {"mlp": {"c_fc": {"kernel": matrix, "bias": vector}}}}
+    places = sharding.state_shardings(
+        mesh, {"params": params, "mu": params, "count": jax.ShapeDtypeStruct((), "int32")}
+    )
+    for tree in ("params", "mu"):
+        layer = places[tree]["h_0"]["mlp"]["c_fc"]
+        assert layer["kernel"].spec == P("fsdp", "tensor") and layer["bias"].spec == P()
+    assert places["count"].spec == P()
+    assert sharding.stored_spec("wte", (65, 32), mesh.shape) == P(None, "fsdp")  # 65 rows are not split in two

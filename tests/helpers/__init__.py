@@ -1,0 +1,1 @@
+"""What tests share: processes, terminals, browsers, small models, plain twins."""

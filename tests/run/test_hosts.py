@@ -1,0 +1,206 @@
+"""Several processes on this machine train as one does, agree before they start, and end together."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from nanogpt_jax.run import hosts
+from tests.helpers.commands import HANGS, ROOT, Finished, awaited, command, metrics_of
+
+from .test_sharding import virtual_devices
+
+TINY = (
+    "gpt_dev", "--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=8", "--dropout=0.1", "--max_iters=20",
+    "--eval_interval=10", "--eval_iters=2", "--log_interval=1", "--connect_timeout=600",
+)  # fmt: skip
+FOREVER = (*TINY, "--max_iters=1000000000", "--eval_interval=1000000000", "--save_interval=50")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(count, *flags, devices=1, changed=()):
+    """So many processes of one job; `changed` are flags of the last one alone."""
+    flags = (*flags, f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}")
+    own = [(f"--process_id={i}", *(changed if i == count - 1 else ())) for i in range(count)]
+    return [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *flags, *own[i]],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=virtual_devices(devices),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def finish(processes, timeout=HANGS):
+    """What became of them; none outlives the test."""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Finished(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def losses(out_dir):
+    return {(line["step"], line["split"]): line["loss"] for line in metrics_of(out_dir)}
+
+
+def last_line(done):
+    return done.err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def alone(data_dir, tmp_path_factory):
+    """The run of one process with one device."""
+    out_dir = tmp_path_factory.mktemp("alone")
+    done = command("train.py", *TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}")
+    assert done.status == 0, done.err
+    return out_dir
+
+
+@pytest.mark.parametrize(("count", "mesh"), [(2, "fsdp:2"), (4, "data:2,tensor:2")])
+def test_processes_train_as_one(alone, data_dir, tmp_path, count, mesh):
+    done = finish(start(count, *TINY, f"--mesh={mesh}", f"--data_dir={data_dir}", f"--out_dir={tmp_path}"))
+    assert [each.status for each in done] == [0] * count, done
+    assert f"{count} x cpu, {count} hosts, mesh {mesh}; float32 matrix products, xla attention" in done[0].out
+    assert all(line.startswith("[Gloo]") for line in done[1].out.splitlines())  # which nobody can silence
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=0, abs=1e-5)
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_in_two_processes(alone, data_dir, tmp_path):
+    out_dir, copy = tmp_path / "eight", tmp_path / "copy"
+    flags = (*TINY, "--mesh=data:2,fsdp:2,tensor:2", f"--data_dir={data_dir}", f"--out_dir={out_dir}", "--max_iters=10")
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *flags], env=virtual_devices(8), cwd=ROOT, capture_output=True, text=True,
+        timeout=HANGS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    subprocess.run(["cp", "-r", out_dir, copy], check=True)
+    on_one = command("train.py", "--init_from=resume", "--max_iters=20", f"--out_dir={out_dir}")
+    assert on_one.status == 0, on_one.err
+    in_two = finish(start(2, "--init_from=resume", "--max_iters=20", "--mesh=fsdp:2", f"--out_dir={copy}"))
+    assert [each.status for each in in_two] == [0, 0], in_two
+    for run in (out_dir, copy):
+        resumed, whole = losses(run), losses(alone)
+        for key in whole:
+            if key != (10, "val_whole"):
+                assert resumed[key] == pytest.approx(whole[key], rel=0, abs=1e-5), key
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("--learning_rate=0.5",), "the processes disagree on learning_rate: it is 0.001 in process 0 and 0.5 in pr"),
+        (("--dataset=missing",), "the processes disagree on dataset"),
+    ],
+)
+def test_processes_with_other_settings_do_not_start(data_dir, tmp_path, changed, message):
+    done = finish(start(2, *TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", changed=changed))
+    assert [each.status for each in done] == [2, 2], done
+    assert message in last_line(done[1]) and "disagree on" in last_line(done[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_data_do_not_start(data_dir, tmp_path):
+    other = tmp_path / "shakespeare_char"
+    subprocess.run(["cp", "-r", data_dir / "shakespeare_char", other], check=True)
+    with open(other / "val.bin", "r+b") as file:
+        file.write(b"\x05\x00\x06\x00")
+    port = free_port()
+    job = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--out_dir={tmp_path / 'run'}", "--data_dir=here")
+    homes = [tmp_path / "home0", tmp_path / "home1"]
+    for home, data in zip(homes, (data_dir, tmp_path), strict=True):
+        home.mkdir()
+        (home / "here").symlink_to(data)
+    done = finish(
+        [
+            subprocess.Popen(
+                [sys.executable, ROOT / "train.py", *TINY, *job, f"--process_id={i}"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home, env=virtual_devices(1),
+            )
+            for i, home in enumerate(homes)
+        ]
+    )  # fmt: skip
+    assert [each.status for each in done] == [2, 2], done
+    assert all("disagree on the tokens of the data set" in last_line(each) for each in done)
+
+
+def test_a_coordinator_out_of_reach_is_one_line(data_dir, tmp_path):
+    job = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--process_id=1", "--connect_timeout=2")
+    done = command("train.py", *TINY, *job, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}")
+    assert done.status == 2
+    assert re.search(
+        r"did not find each other at coordinator=127\.0\.0\.1:\d+ within connect_timeout=2 s", last_line(done)
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--coordinator=here",), "num_processes is missing"),
+        (("--coordinator=here", "--num_processes=2", "--process_id=0"), "coordinator='here' is not HOST:PORT"),
+        (("--coordinator=here:1", "--num_processes=2", "--process_id=2"), "process_id=2 is larger than 1"),
+        (("--mesh=data:3",), "mesh=data:3 is of 3 devices where there are 1"),
+    ],
+)
+def test_a_job_that_cannot_be_is_one_line(data_dir, tmp_path, flags, message):
+    done = command("train.py", "gpt_dev", *flags, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}")
+    assert (done.status, len(done.err.splitlines())) == (2, 1)
+    assert message in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def trained_until(out_dir, step, processes):
+    """Wait until the job has trained so far."""
+    file = out_dir / "metrics.jsonl"
+    awaited(lambda: file.exists() and len(file.read_text().splitlines()) >= step, *processes)
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_one_that_dies_ends_the_others_within_a_minute(data_dir, tmp_path, dies):
+    assert hosts.SILENCE + 10 * hosts.BEAT < 60  # which is all that a process waits for
+    processes = start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    try:
+        trained_until(tmp_path, 60, processes)
+        processes[dies].kill()
+        _, err = processes[1 - dies].communicate(timeout=HANGS)
+    finally:
+        finish(processes)
+    line = err.strip().splitlines()[-1]
+    assert processes[1 - dies].returncode == 1
+    assert f"error: process {dies}" in line and f"--init_from=resume --out_dir={tmp_path}" in line
+
+
+def test_ctrl_c_in_an_evaluation_stops_all_between_two_batches(data_dir, tmp_path):
+    flags = (*FOREVER, "--eval_iters=1000000000", f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    processes = start(2, *flags)
+    try:
+        awaited((tmp_path / "checkpoints").is_dir, *processes)  # made once signals are listened to
+        processes[0].send_signal(signal.SIGINT)
+    finally:
+        done = finish(processes, timeout=HANGS)
+    assert [each.status for each in done] == [130, 143], done
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
+
+
+def test_sigterm_to_one_stops_all_at_the_same_step(data_dir, tmp_path):
+    processes = start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    try:
+        trained_until(tmp_path, 60, processes)
+        processes[1].send_signal(signal.SIGTERM)
+    finally:
+        done = finish(processes, timeout=HANGS)
+    assert [each.status for each in done] == [143, 143], done
+    assert "stopped and saved" in done[0].out
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    document = json.loads((tmp_path / "checkpoints" / str(steps[-1]) / "files" / "run.json").read_text())
+    assert document["step"] == steps[-1] == max(line["step"] for line in metrics_of(tmp_path)) + 1
