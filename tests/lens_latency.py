@@ -9,7 +9,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from .browser import chromium
+from tests.helpers.browser import chromium
 
 LIMIT = 50  # milliseconds
 

@@ -21,8 +21,7 @@ from typing import Any
 from nanogpt_jax.core.config import preset
 from nanogpt_jax.run import live, loop, sinks, telemetry
 from nanogpt_jax.run.accelerator import use_accelerator
-
-from .terminal import terminal
+from tests.helpers.terminal import terminal
 
 STRETCH, EVERY = 10, 250
 is_on, began, texts = True, [], []

@@ -15,8 +15,7 @@ from nanogpt_jax.core.config import preset
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.weights import hf_format
-
-from .torch_twin import twin
+from tests.helpers.torch_twin import twin
 
 SMALL = ("--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--vocab_size=65")
 

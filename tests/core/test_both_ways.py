@@ -12,8 +12,7 @@ from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
 from nanogpt_jax.core.softmax_attention import LONG
 from nanogpt_jax.core.train_step import Batch, loss_fn
-
-from .twins import fresh, normal
+from tests.helpers.twins import fresh, normal
 
 SHAPE = {"block_size": 6, "vocab_size": 11, "n_layer": 1, "n_head": 2, "n_embd": 8}
 KEY = jax.random.key(3)

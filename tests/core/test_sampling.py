@@ -17,8 +17,7 @@ from nanogpt_jax.core.model import GPT, Bigram
 from nanogpt_jax.core.sampling import SamplingConfig, draw, generate
 from nanogpt_jax.core.softmax_attention import LONG
 from nanogpt_jax.core.train_step import init_params, purpose_key
-
-from .twins import fresh
+from tests.helpers.twins import fresh
 
 BLOCK_SIZE = 16
 CONFIG = GPTConfig(block_size=BLOCK_SIZE, vocab_size=65, n_layer=2, n_head=2, n_embd=16)

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from nanogpt_jax.data.assets import tiny_shakespeare
 from tests.helpers.commands import ROOT
-
-from ..terminal import terminal
+from tests.helpers.terminal import terminal
 
 LIMIT = 3600  # seconds for one step: a bound against hanging, whatever the machine
 TEXT = ("--num_samples=1", "--max_new_tokens=24", "--start=ROMEO:")

@@ -2,9 +2,8 @@
 
 import pytest
 
+from tests.hammer import COMMANDS, hammered
 from tests.helpers.commands import HANGS
-
-from .hammer import COMMANDS, hammered
 
 
 @pytest.mark.parametrize("command", COMMANDS)

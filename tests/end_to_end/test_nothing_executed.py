@@ -8,9 +8,9 @@ import pytest
 from nanogpt_jax.cli import entry
 from nanogpt_jax.core.errors import UserError
 from tests.helpers.commands import ROOT
+from tests.helpers.tiny import TINY, prepare_tiny
 
 from .test_end_to_end import tree_of
-from .tiny import TINY, prepare_tiny
 
 SOURCES = [ROOT / "train.py", ROOT / "sample.py", *sorted((ROOT / "nanogpt_jax").rglob("*.py"))]
 SOURCES += sorted((ROOT / "data").rglob("*.py"))

@@ -18,9 +18,8 @@ from nanogpt_jax.lens import command as lens
 from nanogpt_jax.run import reports
 from nanogpt_jax.run.run_folder import newest_run
 from nanogpt_jax.weights.checkpoint import FOLDER
-
-from .refusals import largest_file, permissions_that_count
-from .tiny import TINY, prepare_tiny
+from tests.helpers.refusals import largest_file, permissions_that_count
+from tests.helpers.tiny import TINY, prepare_tiny
 
 DENIED, TOO_LONG = "Permission denied", "File name too long"
 LONG = "n" * 256

@@ -15,12 +15,11 @@ from nanogpt_jax.run import loop
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
 from tests.helpers.commands import HANGS, ROOT, awaited
-
-from .tiny import TINY, prepare_tiny
+from tests.helpers.tiny import TINY, prepare_tiny
 
 ENDS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 ENDLESS = "--max_iters=1000000000"
-BEGIN = "from nanogpt_jax import process; process.begin(); "
+BEGIN = "from nanogpt_jax.data import process; process.begin(); "
 
 
 @pytest.fixture(scope="module")

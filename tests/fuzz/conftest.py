@@ -13,8 +13,8 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.run import loop, start
+from tests.helpers.tiny import TINY, prepare_tiny
 
-from ..tiny import TINY, prepare_tiny
 from .running import end_of
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nanogpt_jax.weights.checkpoint import newest
 from tests.helpers.commands import ROOT
+from tests.helpers.tiny import TINY
 
-from ..tiny import TINY
 from .processes import Surroundings, end_of_process, forbidden
 from .running import fuzz, only_changes
 

@@ -24,11 +24,10 @@ from nanogpt_jax.core.train_step import Batch, init_params, loss_fn
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.lens import command as lens
 from nanogpt_jax.lens.page import document, packed, page
+from tests.helpers.browser import CHROMIUM, chromium
 from tests.helpers.commands import HANGS, ROOT, command
-
-from .browser import CHROMIUM, chromium
-from .tiny import TINY, prepare_tiny
-from .twins import fresh
+from tests.helpers.tiny import TINY, prepare_tiny
+from tests.helpers.twins import fresh
 
 CONFIG = GPTConfig(block_size=24, vocab_size=30, n_layer=3, n_head=2, n_embd=16)
 TOKENS = np.arange(20, dtype=np.int32) * 7 % CONFIG.vocab_size

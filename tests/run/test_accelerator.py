@@ -12,7 +12,7 @@ from nanogpt_jax.run.accelerator import use_accelerator
 from tests.helpers.commands import command
 
 COMMANDS = [
-    ("train.py",), ("sample.py",), ("nanogpt_jax/lens.py",), ("nanogpt_jax/bench.py", "growth"),
+    ("train.py",), ("sample.py",), ("nanogpt_jax/lens/__main__.py",), ("nanogpt_jax/bench/__main__.py", "growth"),
     ("nanogpt_jax/compare/__main__.py", "--accelerator=auto"),
 ]  # fmt: skip
 

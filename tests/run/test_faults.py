@@ -17,11 +17,10 @@ from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.run import loop, telemetry
 from nanogpt_jax.run.run_folder import set_previous_run_aside
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
+from tests.end_to_end.test_end_to_end import assert_same_bits, state_of, tree_of
 from tests.helpers.commands import HANGS, ROOT, awaited, metrics_of
-
-from .refusals import largest_file
-from .test_end_to_end import assert_same_bits, state_of, tree_of
-from .tiny import TINY, prepare_tiny
+from tests.helpers.refusals import largest_file
+from tests.helpers.tiny import TINY, prepare_tiny
 
 
 @pytest.fixture(scope="module")

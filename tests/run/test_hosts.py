@@ -10,9 +10,8 @@ import sys
 import pytest
 
 from nanogpt_jax.run import hosts
+from tests.core.test_sharding import virtual_devices
 from tests.helpers.commands import HANGS, ROOT, Finished, awaited, command, metrics_of
-
-from .test_sharding import virtual_devices
 
 TINY = (
     "gpt_dev", "--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=8", "--dropout=0.1", "--max_iters=20",

@@ -16,10 +16,9 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.weights.checkpoint import FOLDER, best, newest
 from nanogpt_jax.weights.loading import open_weights
+from tests.end_to_end.test_end_to_end import assert_same_bits, state_of
 from tests.helpers.commands import metrics_of
-
-from .test_end_to_end import assert_same_bits, state_of
-from .tiny import TINY, prepare_tiny
+from tests.helpers.tiny import TINY, prepare_tiny
 
 # Letters at random: what is learnt of them but their frequencies is learnt by heart.
 NOISE = "".join(random.Random(1).choices("abcdefgh", k=900))

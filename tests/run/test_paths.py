@@ -19,10 +19,9 @@ from nanogpt_jax.run import curves, loop
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.weights.checkpoint import FOLDER
 from nanogpt_jax.weights.saving import LARGE
+from tests.end_to_end.test_end_to_end import assert_same_bits, state_of
 from tests.helpers.commands import HANGS, ROOT
-
-from .test_end_to_end import assert_same_bits, state_of
-from .tiny import TINY, prepare_tiny
+from tests.helpers.tiny import TINY, prepare_tiny
 
 # A token table of 2,048 x 160 floats is larger than `LARGE`: Orbax keeps it, as it does the tensors of larger models.
 WIDE = ("--vocab_size=2048", "--n_embd=160", "--n_head=2", "--data_dir=my data", "--eval_iters=1")

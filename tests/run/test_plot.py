@@ -13,8 +13,7 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run import curves
 from tests.helpers.commands import command
-
-from .tiny import TINY, prepare_tiny
+from tests.helpers.tiny import TINY, prepare_tiny
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.weights.checkpoint import FOLDER
 from tests.helpers.commands import metrics_of
-
-from .tiny import TINY, prepare_tiny
+from tests.helpers.tiny import TINY, prepare_tiny
 
 
 @pytest.fixture(scope="module")
