@@ -18,7 +18,7 @@ from nanogpt_jax.weights.hub import hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, moments_of
 from nanogpt_jax.weights.state_dicts import HEAD, TABLE, left_out, params_of, state_dict_of
 from tests.helpers.hub import at, hub
-from tests.test_interop import GPT2, NANOGPT, TEXT, assert_same_bits, random_params, refusal, state_of
+from tests.weights.test_interop import GPT2, NANOGPT, TEXT, assert_same_bits, random_params, refusal, state_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
