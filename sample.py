@@ -5,6 +5,6 @@ from nanogpt_jax.data import process
 if __name__ == "__main__":
     process.begin()  # before anything slow is imported
 
-    from nanogpt_jax.cli import entry
+    from nanogpt_jax.cli import entry, sample
 
-    raise SystemExit(entry.run(entry.sample))
+    raise SystemExit(entry.run(sample.main))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from nanogpt_jax.cli import entry
+from nanogpt_jax.cli.flags import Parser
 from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import WHICH, Settings, require_choice
 from nanogpt_jax.core.errors import UserError, in_short
@@ -64,7 +65,7 @@ ours, since both sort the characters."""
 
 def main(argv: Sequence[str]) -> int:
     """`python -m nanogpt_jax.convert`: parse, read, check, write."""
-    parser = entry.Parser("python -m nanogpt_jax.convert SRC DST [--name=value ...]", _DESCRIPTION)
+    parser = Parser("python -m nanogpt_jax.convert SRC DST [--name=value ...]", _DESCRIPTION)
     parser.add_argument(
         "src", metavar="SRC", help="a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, or gpt2..."
     )

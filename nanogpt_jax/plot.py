@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanogpt_jax.cli import entry
+from nanogpt_jax.cli.flags import Parser
 from nanogpt_jax.run import reports
 from nanogpt_jax.run.curves import FIGURE_FILE, loss_figure, read_all
 
@@ -18,7 +19,7 @@ Draw training loss, validation loss and learning rate from the metrics.jsonl of 
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, read, draw."""
-    parser = entry.Parser("python -m nanogpt_jax.plot RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
+    parser = Parser("python -m nanogpt_jax.plot RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
         "-o", "--png", type=Path, metavar="FILE",

@@ -22,6 +22,8 @@ from nanogpt_jax.bench.measure import Plan, measure_sampling, measure_training
 from nanogpt_jax.bench.report import sampling_tables, training_tables, write_plot
 from nanogpt_jax.bench.rounds import WorkerDied, kill_workers
 from nanogpt_jax.cli import entry
+from nanogpt_jax.cli.flags import tell
+from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.command import open_data
 from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.core.decoding_weights import QUANTIZE
@@ -56,7 +58,7 @@ Exit status: 0 done, 1 a measuring process died, 2 wrong use."""
 def main(argv: Sequence[str]) -> int:
     """The command: parse, measure, tell."""
     usage = f"python -m nanogpt_jax.bench {{{','.join(TASKS)}}} [PRESET | FILE] [--name=value ...]"
-    parser = entry.settings_parser(usage, _DESCRIPTION)
+    parser = settings_parser(usage, _DESCRIPTION)
     group = parser.add_argument_group("benchmark")
     group.add_argument("--preset", metavar="NAME", help="the same as PRESET")
     group.add_argument("--against", metavar=f"{{{','.join(AGAINST)}}}", help="the other side ('torch')")
@@ -75,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
         if "preset_or_file" in given:
             raise UserError(f"preset={own['preset']} is a second one, after {given['preset_or_file']}; name one")
         given["preset_or_file"] = own["preset"]
-    base, explicit, notes = entry.chosen(given)
-    entry.tell(notes)
+    base, explicit, notes = chosen(given)
+    tell(notes)
     if task is None:
         raise UserError(f"say what to measure: python -m nanogpt_jax.bench {{{','.join(TASKS)}}}")
     require_choice("task", task, TASKS)

@@ -1,6 +1,6 @@
 """Flags: `--name=value` for every field of a dataclass of settings, and nanoGPT's own words turned into ours.
 
-Flags have nanoGPT's names, `-` and `_` alike; a mistake is a `UserError`. `cli.py` says what the commands do with them.
+Flags have nanoGPT's names, `-` and `_` alike; a mistake is a `UserError`.
 """
 
 from __future__ import annotations

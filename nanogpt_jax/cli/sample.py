@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,8 @@ from typing import Literal
 import jax
 import numpy as np
 
+from nanogpt_jax.cli.entry import OK
+from nanogpt_jax.cli.flags import read_settings
 from nanogpt_jax.core import sampling
 from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import (
@@ -32,6 +35,7 @@ from nanogpt_jax.data.files import refused
 from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
 from nanogpt_jax.data.unknown import UNKNOWN, rescue
+from nanogpt_jax.run.accelerator import use_accelerator
 from nanogpt_jax.run.run_folder import newest_run
 from nanogpt_jax.weights.loading import Weights, open_weights
 
@@ -86,6 +90,15 @@ class SampleSettings(TextSettings):
             require_at_least(name, getattr(self, name), 1)
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("quantize", self.quantize, QUANTIZE)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command: parse, load, and print text as it is made."""
+    description = "Draw text from a trained model; it appears as it is made."
+    settings = read_settings(SampleSettings, argv, "python sample.py [--name=value ...]", description)
+    use_accelerator(settings.accelerator)
+    sample_text(settings)
+    return OK
 
 
 def sample_text(settings: SampleSettings) -> None:

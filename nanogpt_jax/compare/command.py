@@ -20,6 +20,8 @@ import jax
 import numpy as np
 
 from nanogpt_jax.cli import entry
+from nanogpt_jax.cli.flags import tell
+from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.parity import LOSSES, Comparison, Ours, Row, Side, compare
 from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most
@@ -58,7 +60,7 @@ class Data(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, build both sides, compare, and tell."""
-    parser = entry.settings_parser("python -m nanogpt_jax.compare [PRESET | FILE] [--name=value ...]", _DESCRIPTION)
+    parser = settings_parser("python -m nanogpt_jax.compare [PRESET | FILE] [--name=value ...]", _DESCRIPTION)
     group = parser.add_argument_group("comparison")
     group.add_argument("--reference", metavar="hf|DIR", help="Hugging Face's GPT-2, or a nanoGPT checkout ('hf')")
     group.add_argument("--steps", type=int, metavar="INT", help="updates to compare (200)")
@@ -67,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_switch(group, "all", help="a line for every tensor's gradient, not for every kind of tensor")
     given = parser.parse(argv)
     own = {name: given.pop(name, None) for name in ("reference", "steps", "json", "plot", "all")}
-    base, explicit, notes = entry.chosen(given)
-    entry.tell(notes)
+    base, explicit, notes = chosen(given)
+    tell(notes)
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
     require_at_most("steps", steps, MAX_INT, "it is kept in 32 bits")

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nanogpt_jax.cli import entry
+from nanogpt_jax.cli.flags import read_settings
 from nanogpt_jax.cli.sample import TextSettings, open_model, prompt_text
 from nanogpt_jax.core import activations, sampling
 from nanogpt_jax.core.build import build_model
@@ -63,7 +64,7 @@ class LensSettings(TextSettings):
 def main(argv: Sequence[str]) -> int:
     """The command: parse, load, continue the text, read it, write the page."""
     usage = "python -m nanogpt_jax.lens [--name=value ...]"
-    settings = entry.read_settings(LensSettings, argv, usage, _DESCRIPTION)
+    settings = read_settings(LensSettings, argv, usage, _DESCRIPTION)
     use_accelerator(settings.accelerator)
     html = rendered(settings)
     with refusals(f"html={settings.html}", "written"), replace_when_whole(settings.html, "w") as file:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import entry, sample, train
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run import loop
 from tests.helpers.commands import command
@@ -20,7 +20,7 @@ def settings_of(monkeypatch):
     def parse(*argv):
         seen = []
         monkeypatch.setattr(loop, "train", lambda settings, given: seen.append(settings))
-        assert entry.train(argv) == 0
+        assert train.main(argv) == 0
         return seen[0]
 
     return parse
@@ -100,7 +100,7 @@ def test_resume_and_sample_mean_the_same_run(settings_of, monkeypatch, tmp_path,
     assert settings_of("--init_from=resume").out_dir == "out-newest"
     assert "out_dir: out-newest, the newest run here" in capsys.readouterr().out
     with pytest.raises(UserError, match="out-newest holds no run"):
-        entry.sample([])
+        sample.main([])
     assert "out_dir: out-newest, the newest run here" in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def test_settings_come_from_a_file_and_flags_win(settings_of, tmp_path):
 )
 def test_mistakes_are_named(argv, message):
     with pytest.raises(UserError) as error:
-        entry.train(argv)
+        train.main(argv)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -157,13 +157,13 @@ def test_mistakes_in_a_settings_file_are_named(tmp_path, text, message):
     file = tmp_path / "mine.toml"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"^[^\n]*$") as error:
-        entry.train([str(file)])
+        train.main([str(file)])
     assert message in str(error.value)
 
 
 def test_help_is_grouped_and_shows_the_presets(capsys):
     with pytest.raises(SystemExit) as ended:
-        entry.train(["--help"])
+        train.main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "presets: bigram, gpt_dev" in text

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli.settings import chosen
 from nanogpt_jax.cli.settings_files import read_settings_file
 from nanogpt_jax.core.config import PRESETS, Settings
 from nanogpt_jax.core.errors import UserError
@@ -41,7 +41,7 @@ def refusal_of(path):
 def test_lines_of_literals_and_products_are_read(tmp_path):
     path = tmp_path / "train_tiny.py"
     path.write_text(LIKE_NANOGPTS)
-    base, explicit, notes = entry.chosen({"preset_or_file": str(path), "max_iters": 7})
+    base, explicit, notes = chosen({"preset_or_file": str(path), "max_iters": 7})
     settings = Settings(**base, **explicit)
     expected = Settings(
         dataset="shakespeare_char", gradient_accumulation_steps=6, batch_size=4, learning_rate=1e-2, min_lr=1e-3,
@@ -98,14 +98,14 @@ def test_a_file_that_is_no_text_or_no_file_is_named(tmp_path):
 )
 def test_nanogpts_own_files_need_not_be_there(tmp_path, monkeypatch, name, settings):
     monkeypatch.chdir(tmp_path)
-    base, explicit, notes = entry.chosen({"preset_or_file": f"config/{name}.py"})
+    base, explicit, notes = chosen({"preset_or_file": f"config/{name}.py"})
     assert {**base, **explicit} == dict(settings)
     assert notes[0].startswith(f"config/{name}.py is not here: taking ")
 
 
 def test_compile_in_a_toml_file_is_nanogpts_flag(tmp_path):
     (tmp_path / "mine.toml").write_text('preset = "gpt_dev"\ncompile = false\ndevice = "cpu"\n')
-    _, explicit, notes = entry.chosen({"preset_or_file": str(tmp_path / "mine.toml")})
+    _, explicit, notes = chosen({"preset_or_file": str(tmp_path / "mine.toml")})
     assert explicit == {"accelerator": "cpu"} and notes == ["compile=False has no effect: JAX always compiles"]
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import sample, train
 from nanogpt_jax.core.errors import UserError
 from tests.helpers.commands import ROOT
 from tests.helpers.tiny import TINY, prepare_tiny
@@ -90,10 +90,10 @@ def test_a_hostile_ckpt_is_refused_by_every_command(trap):
     hostile.write_bytes(pickle.dumps({"model": evil, "model_args": {}}))
     before = tree_of(folder)
     flags = [*TINY, f"--data_dir={data_dir}", f"--out_dir={folder / 'out'}"]
-    assert "mkdir, which is code" in refused(entry.train, *flags, f"--init_from={hostile}")
-    assert "mkdir, which is code" in refused(entry.train, *flags, f"--init_from={hostile}", "--eval_only")
-    assert "mkdir, which is code" in refused(entry.sample, f"--init_from={hostile}")
-    assert "name that: --init_from=" in refused(entry.sample, f"--out_dir={folder}")
+    assert "mkdir, which is code" in refused(train.main, *flags, f"--init_from={hostile}")
+    assert "mkdir, which is code" in refused(train.main, *flags, f"--init_from={hostile}", "--eval_only")
+    assert "mkdir, which is code" in refused(sample.main, f"--init_from={hostile}")
+    assert "name that: --init_from=" in refused(sample.main, f"--out_dir={folder}")
     assert tree_of(folder) == before and not (folder / "sprung").exists() and not (folder / "out").exists()
 
 
@@ -101,9 +101,9 @@ def test_a_hostile_meta_pkl_is_never_opened(trap):
     folder, data_dir, evil = trap
     (data_dir / "tiny" / "meta.pkl").write_bytes(pickle.dumps(evil))
     flags = [*TINY, f"--data_dir={data_dir}"]
-    assert entry.train([*flags, f"--out_dir={folder / 'beside'}", "--max_iters=1"]) == 0
+    assert train.main([*flags, f"--out_dir={folder / 'beside'}", "--max_iters=1"]) == 0
     (data_dir / "tiny" / "meta.json").unlink()
-    message = refused(entry.train, *flags, f"--out_dir={folder / 'out'}")
+    message = refused(train.main, *flags, f"--out_dir={folder / 'out'}")
     assert "a pickle can run code and is not read here, so say what its tokens are: python data/prepare.py" in message
     assert not (folder / "sprung").exists() and not (folder / "out").exists()
 
@@ -112,7 +112,7 @@ def test_a_hostile_meta_pkl_is_never_opened(trap):
 def test_a_settings_file_that_holds_code_is_refused_by_its_line(trap, line):
     folder, _, evil = trap
     (folder / "mine.py").write_text(f"import os\n{line.format(repr(str(evil.path)))}\n")
-    message = refused(entry.train, str(folder / "mine.py"))
+    message = refused(train.main, str(folder / "mine.py"))
     assert "mine.py, line 2" in message and "is code, which is never executed here" in message
     assert not (folder / "sprung").exists()
 
@@ -120,7 +120,7 @@ def test_a_settings_file_that_holds_code_is_refused_by_its_line(trap, line):
 def test_a_settings_file_in_toml_runs_nothing(trap):
     folder, _, evil = trap
     (folder / "mine.toml").write_text(f"out_dir = __import__('os').mkdir({str(evil.path)!r})\n")
-    assert "is not TOML" in refused(entry.train, str(folder / "mine.toml"))
+    assert "is not TOML" in refused(train.main, str(folder / "mine.toml"))
     assert not (folder / "sprung").exists()
 
 
@@ -128,10 +128,10 @@ def test_a_hostile_checkpoint_folder_runs_nothing(trap):
     """Pickles in place of every file of a run's checkpoint."""
     folder, data_dir, evil = trap
     run = folder / "run"
-    assert entry.train([*TINY, f"--data_dir={data_dir}", f"--out_dir={run}", "--max_iters=1"]) == 0
+    assert train.main([*TINY, f"--data_dir={data_dir}", f"--out_dir={run}", "--max_iters=1"]) == 0
     for path in (run / "checkpoints").rglob("*"):
         if path.is_file():
             path.write_bytes(pickle.dumps(evil))
-    assert "holds no checkpoint that is whole" in refused(entry.train, "--init_from=resume", f"--out_dir={run}")
-    assert "holds no checkpoint that is whole" in refused(entry.sample, f"--out_dir={run}")
+    assert "holds no checkpoint that is whole" in refused(train.main, "--init_from=resume", f"--out_dir={run}")
+    assert "holds no checkpoint that is whole" in refused(sample.main, f"--out_dir={run}")
     assert not (folder / "sprung").exists()

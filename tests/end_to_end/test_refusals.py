@@ -10,7 +10,7 @@ import pytest
 
 import nanogpt_jax
 from nanogpt_jax import convert, plot
-from nanogpt_jax.cli import entry, prepare
+from nanogpt_jax.cli import entry, prepare, sample, train
 from nanogpt_jax.compare import command as compare
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data import files
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
     """A folder with a run, its data set and files of other programs."""
     folder = tmp_path_factory.mktemp("made")
     data_dir = prepare_tiny(folder)
-    assert entry.train([*TINY, f"--data_dir={data_dir}", f"--out_dir={folder / 'run'}", "--max_iters=1"]) == 0
+    assert train.main([*TINY, f"--data_dir={data_dir}", f"--out_dir={folder / 'run'}", "--max_iters=1"]) == 0
     convert.convert(str(folder / "run"), str(folder / "ckpt.pt"))
     convert.convert(str(folder / "run"), str(folder / "hf"))
     return folder
@@ -49,8 +49,8 @@ def here(made, tmp_path, monkeypatch):
 def main(program, *arguments):
     """A command, and the one line of the error it ends in."""
     mains = {
-        "train": entry.train,
-        "sample": entry.sample,
+        "train": train.main,
+        "sample": sample.main,
         "lens": lens.main,
         "plot": plot.main,
         "convert": convert.main,
@@ -223,7 +223,7 @@ def test_a_conversion_is_refused_before_it_starts_where_it_has_no_room(here, mon
 
 def test_a_full_disk_at_the_first_checkpoint_speaks_of_no_other(here):
     with largest_file(9_000), pytest.raises(RunFailed) as failed:
-        entry.train([*TINY, "--data_dir=data", "--out_dir=fresh", "--max_iters=2"])
+        train.main([*TINY, "--data_dir=data", "--out_dir=fresh", "--max_iters=2"])
     said = str(failed.value)
     assert (
         "the checkpoint of iteration 2 could not be saved" in said and "train again, for it has no checkpoint" in said
@@ -232,7 +232,7 @@ def test_a_full_disk_at_the_first_checkpoint_speaks_of_no_other(here):
         largest_file(9_000),
         pytest.raises(RunFailed, match="go on from its checkpoint of iteration 1 with --init_from"),
     ):
-        entry.train(["--init_from=resume", "--out_dir=run", "--max_iters=2"])
+        train.main(["--init_from=resume", "--out_dir=run", "--max_iters=2"])
 
 
 def test_no_module_asks_pathlib_what_lies_at_a_users_path():

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from nanogpt_jax import convert, init_state
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.run import loop, start
@@ -25,7 +25,7 @@ def pristine(tmp_path_factory):
     data_dir = prepare_tiny(folder)
     run = folder / "run"
     short = ("--max_iters=3", "--eval_interval=2", "--save_interval=1", "--bias=True")
-    assert end_of(entry.train, *TINY, *short, f"--data_dir={data_dir}", f"--out_dir={run}") == 0
+    assert end_of(train.main, *TINY, *short, f"--data_dir={data_dir}", f"--out_dir={run}") == 0
     assert end_of(convert.main, run, folder / "ckpt.pt") == 0
     assert end_of(convert.main, run, folder / "hf", "--to=hf") == 0
     return folder

@@ -11,7 +11,7 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import RunFailed, UserError
 from tests.end_to_end.test_end_to_end import tree_of
 from tests.helpers.tiny import TINY
@@ -77,5 +77,5 @@ def train_flags(folder):
 def assert_trains_or_refuses(folder, *flags):
     """Training ends in order, if only because weights hold no number; where it is refused nothing at all is written."""
     with only_changes(folder, folder / "out"):
-        status = end_of(entry.train, *train_flags(folder), *flags)
+        status = end_of(train.main, *train_flags(folder), *flags)
     assert status != 2 or not (folder / "out").exists()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_jax import convert
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import sample, train
 
 from .drawn import bytes_changes, change, change_json, json_changes, odder
 from .running import assert_trains_or_refuses, end_of, fuzz, only_changes
@@ -35,10 +35,10 @@ def resume_or_sample(folder, resumes, flag):
     flags = (f"--out_dir={folder / 'run'}", "--accelerator=cpu")
     if resumes:
         with only_changes(folder, folder / "run"):
-            end_of(entry.train, "--init_from=resume", *flags, f"--data_dir={folder / 'data'}", flag)
+            end_of(train.main, "--init_from=resume", *flags, f"--data_dir={folder / 'data'}", flag)
     else:
         with only_changes(folder):
-            end_of(entry.sample, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
+            end_of(sample.main, *flags, "--num_samples=1", "--max_new_tokens=3", "--start=to")
 
 
 def files_in(folder):
@@ -79,9 +79,7 @@ def test_a_ckpt_pt(how, samples, laid_out):
         weights = f"--init_from={folder / 'ckpt.pt'}"
         if samples:
             with only_changes(folder):
-                end_of(
-                    entry.sample, weights, "--num_samples=1", "--max_new_tokens=3", "--start=to", "--accelerator=cpu"
-                )
+                end_of(sample.main, weights, "--num_samples=1", "--max_new_tokens=3", "--start=to", "--accelerator=cpu")
         else:
             assert_trains_or_refuses(folder, weights)
 

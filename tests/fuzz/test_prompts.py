@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import sample
 
 from .drawn import odd
 from .running import end_of, fuzz, only_changes
@@ -27,7 +27,7 @@ def test_prompts(start, flags, pristine):
     argv = [f"--out_dir={pristine / 'run'}", "--num_samples=1", "--max_new_tokens=3", f"--start={start}"]
     small = [(name, value) for name, value in flags if not (isinstance(value, int) and value > 10)]
     with only_changes(pristine):
-        end_of(entry.sample, *argv, "--accelerator=cpu", *(f"--{name}={value}" for name, value in small))
+        end_of(sample.main, *argv, "--accelerator=cpu", *(f"--{name}={value}" for name, value in small))
 
 
 @fuzz(50)
@@ -37,4 +37,4 @@ def test_prompt_files(data, laid_out, pristine):
         (folder / "prompt").write_bytes(data)
         argv = [f"--out_dir={pristine / 'run'}", "--num_samples=1", "--max_new_tokens=3", "--accelerator=cpu"]
         with only_changes(folder):
-            end_of(entry.sample, *argv, f"--start=FILE:{folder / 'prompt'}")
+            end_of(sample.main, *argv, f"--start=FILE:{folder / 'prompt'}")

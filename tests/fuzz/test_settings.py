@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.config import PRESETS, Settings
 from nanogpt_jax.run import loop
 
@@ -39,7 +39,7 @@ def settings_alone():
 def test_flags(flags, first):
     argv = [first] * bool(first) + [f"--{name}={value}" for name, value in flags]
     with settings_alone(), contextlib.suppress(SystemExit):  # --help
-        assert end_of(entry.train, *argv) in (0, 2)
+        assert end_of(train.main, *argv) in (0, 2)
 
 
 @fuzz(600)
@@ -54,4 +54,4 @@ def test_settings_files(lines, how, laid_out):
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         if how is not None:
             change(path, how)
-        assert end_of(entry.train, path) in (0, 2)
+        assert end_of(train.main, path) in (0, 2)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import sample, train
 from nanogpt_jax.core import activations, ops
 from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.errors import UserError
@@ -141,7 +141,7 @@ def run(tmp_path_factory):
     """The folder of a run that has hardly begun."""
     folder = tmp_path_factory.mktemp("lens")
     flags = (f"--data_dir={prepare_tiny(folder)}", f"--out_dir={folder / 'out'}", "--max_iters=1")
-    assert entry.train([*TINY, *flags, "--block_size=32"]) == 0
+    assert train.main([*TINY, *flags, "--block_size=32"]) == 0
     return folder / "out"
 
 
@@ -151,7 +151,7 @@ def test_the_command_reads_what_sample_py_writes(run, tmp_path, capsys):
     capsys.readouterr()
     assert lens.main([*flags, f"--html={html}"]) == 0
     assert capsys.readouterr().out == f"{html}: 0.0 MB; open it in a browser\n"
-    entry.sample([*flags, "--num_samples=1", "--max_new_tokens=27"])
+    sample.main([*flags, "--num_samples=1", "--max_new_tokens=27"])
     found = data_of(html.read_text(encoding="utf-8"))
     assert "".join(found["pieces"][str(token)] for token in found["tokens"]) + "\n" == capsys.readouterr().out[:33]
     assert (found["given"], len(found["tokens"]), len(found["layers"]), found["heads"]) == (5, 32, 2, 2)
@@ -164,7 +164,7 @@ def test_a_text_can_be_read_as_it_is(run):
 
 def test_a_bigram_has_predictions_and_no_layers(tmp_path):
     flags = (f"--data_dir={prepare_tiny(tmp_path)}", f"--out_dir={tmp_path / 'out'}", "--max_iters=1", "--eval_iters=1")
-    assert entry.train(["bigram", "--dataset=tiny", *flags]) == 0
+    assert train.main(["bigram", "--dataset=tiny", *flags]) == 0
     found = data_of(lens.rendered(lens.LensSettings(out_dir=str(tmp_path / "out"), start="to be")))
     assert (len(found["tokens"]), found["layers"], found["attention"]) == (200, [], {"layers": 0, "bytes": ""})
 

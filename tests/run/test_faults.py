@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nanogpt_jax import Batch, Bigram, init_params, init_state, make_optimizer, make_train_step, preset
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.run import loop, telemetry
 from nanogpt_jax.run.run_folder import set_previous_run_aside
@@ -37,7 +37,7 @@ def flags(data_dir, tmp_path):
 def made(data_dir, tmp_path_factory):
     """A run that has ended after 40 iterations, with checkpoints at 20 and 40."""
     out_dir = tmp_path_factory.mktemp("made") / "run"
-    assert entry.train([*TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}", "--max_iters=40"]) == 0
+    assert train.main([*TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}", "--max_iters=40"]) == 0
     return out_dir
 
 
@@ -47,7 +47,7 @@ def run(made, tmp_path):
 
 
 def resume(out_dir, *flags):
-    return entry.train(["--init_from=resume", f"--out_dir={out_dir}", "--accelerator=cpu", *flags])
+    return train.main(["--init_from=resume", f"--out_dir={out_dir}", "--accelerator=cpu", *flags])
 
 
 def losses_of(out_dir):
@@ -56,19 +56,19 @@ def losses_of(out_dir):
 
 def test_saves_are_as_often_as_asked_for_and_the_best_stays(flags, tmp_path, capfd):
     never = "--always_save_checkpoint=False"
-    assert entry.train([*flags, never, "--max_iters=37", "--eval_interval=1000", "--save_interval=10"]) == 0
+    assert train.main([*flags, never, "--max_iters=37", "--eval_interval=1000", "--save_interval=10"]) == 0
     steps = sorted(int(path.name) for path in (tmp_path / "run" / FOLDER).iterdir())
     assert steps == [30, 37]
     assert newest(tmp_path / "run").run.evaluated
 
 
 def test_a_run_resumed_between_two_evaluations_ends_in_the_same_bits(made, flags, tmp_path):
-    assert entry.train([*flags, "--max_iters=27", "--eval_interval=1000", "--save_interval=9"]) == 0
+    assert train.main([*flags, "--max_iters=27", "--eval_interval=1000", "--save_interval=9"]) == 0
     shutil.rmtree(tmp_path / "run" / FOLDER / "27")
     assert resume(tmp_path / "run", "--max_iters=40", "--eval_interval=20") == 0
     assert_same_bits(state_of(tmp_path / "run"), state_of(made))
-    train = [[line for line in losses_of(out_dir) if line[1] == "train"] for out_dir in (tmp_path / "run", made)]
-    assert train[0] == train[1]
+    in_training = [[line for line in losses_of(out_dir) if line[1] == "train"] for out_dir in (tmp_path / "run", made)]
+    assert in_training[0] == in_training[1]
 
 
 def test_a_damaged_checkpoint_costs_no_bit_and_no_line(made, run, capsys):
@@ -130,7 +130,7 @@ def test_a_second_run_in_one_folder_is_refused_and_touches_nothing(run, flags):
     with open(run / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # what a run at work holds, and the kernel lets go of when it dies
         before = tree_of(run)
-        for second in (lambda: resume(run, "--max_iters=50"), lambda: entry.train(flags)):
+        for second in (lambda: resume(run, "--max_iters=50"), lambda: train.main(flags)):
             with pytest.raises(UserError, match=r"another run is writing into out_dir="):
                 second()
         assert tree_of(run) == before
@@ -168,7 +168,7 @@ def spoiled(at):
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_checkpoint(flags, tmp_path, monkeypatch, at, made):
     monkeypatch.setattr(loop, "make_train_step", spoiled(at))
     with pytest.raises(RunFailed, match=rf"iteration {at}: loss nan"):
-        entry.train([*flags, "--max_iters=40", "--save_interval=10"])
+        train.main([*flags, "--max_iters=40", "--save_interval=10"])
     assert newest(tmp_path / "run").run.step == (20 if at == 29 else 30)
     monkeypatch.undo()
     assert resume(tmp_path / "run") == 0
@@ -180,7 +180,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_where_that_is_asked
     flags, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(loop, "make_train_step", spoiled(29))
-    assert entry.train([*flags, "--max_iters=40", "--nan_policy=skip"]) == 0
+    assert train.main([*flags, "--max_iters=40", "--nan_policy=skip"]) == 0
     assert "iteration 29: loss nan, gradient norm nan; update skipped, 1 so far" in capsys.readouterr().out
     assert newest(tmp_path / "run").run.skipped == 1
     state = state_of(tmp_path / "run")
@@ -205,7 +205,7 @@ def test_a_skipped_update_changes_the_step_alone():
 def test_a_bad_state_is_never_saved(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "is_finite", lambda state: False)
     with pytest.raises(RunFailed, match=r"iteration 20: the parameters or moments are not finite, and are not saved"):
-        entry.train([*flags, "--max_iters=40"])
+        train.main([*flags, "--max_iters=40"])
     assert newest(tmp_path / "run") is None
 
 
@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_goes_on_to_the_sam
     assert newest(run).run.step == 40
     assert resume(run, "--max_iters=80") == 0
     undisturbed = tmp_path / "undisturbed"
-    assert entry.train([*flags, "--max_iters=80", f"--out_dir={undisturbed}"]) == 0
+    assert train.main([*flags, "--max_iters=80", f"--out_dir={undisturbed}"]) == 0
     assert_same_bits(state_of(run), state_of(undisturbed))
 
 
@@ -236,7 +236,7 @@ def test_a_folder_that_vanishes_ends_the_run_in_one_line(flags, tmp_path, monkey
     add = telemetry.StepLog.add
     monkeypatch.setattr(telemetry.StepLog, "add", vanish)
     with pytest.raises(RunFailed, match=r"the run in .*/run could not go on \(No such file or directory\)"):
-        entry.train([*flags, "--max_iters=60"])
+        train.main([*flags, "--max_iters=60"])
     assert newest(tmp_path / "gone").run.step == 20
     assert not (tmp_path / "run").exists()
 
@@ -248,7 +248,7 @@ def test_out_of_memory_names_the_settings_to_lower(flags, monkeypatch, error):
 
     monkeypatch.setattr(loop, "make_train_step", lambda *arguments, **options: no_room)
     with pytest.raises(RunFailed, match=r"out of memory with batch_size=2, block_size=8, n_layer=1, n_embd=16; lower"):
-        entry.train(flags)
+        train.main(flags)
 
 
 def test_starting_over_loses_nothing_however_often_it_is_cut_short(made, tmp_path, monkeypatch):

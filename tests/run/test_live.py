@@ -9,7 +9,7 @@ import jax
 import pyte
 import pytest
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.run import live, loop
 from tests.core.test_sharding import virtual_devices
@@ -40,7 +40,7 @@ def trained_on_terminal(monkeypatch, argv, **environment):
     with terminal() as (slave, received), monkeypatch.context() as patch, open(slave, "w", closefd=False) as stdout:
         patch.setattr(sys, "stdout", stdout)
         try:
-            ended = entry.train(argv)
+            ended = train.main(argv)
         except RunFailed as error:
             ended = error
         assert sys.stdout is stdout  # given back
@@ -83,7 +83,7 @@ def test_a_terminal_shows_the_run_and_keeps_its_lines(flags, tmp_path, monkeypat
     assert HIDE_CURSOR not in sent and cursor.y == max(i for i, line in enumerate(shown) if line) + 1
 
     plain = tmp_path / "plain"
-    assert entry.train([*flags, f"--out_dir={plain}"]) == 0
+    assert train.main([*flags, f"--out_dir={plain}"]) == 0
     out = capfd.readouterr().out
     assert "\x1b" not in out and [line for line in out.splitlines() if line.startswith("step")] == lines[:-1]
     assert sum(line.startswith("iter ") for line in out.splitlines()) == 40

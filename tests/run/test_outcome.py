@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanogpt_jax import convert
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.cli.sample import SampleSettings, open_model
 from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
@@ -38,7 +38,7 @@ def overfitted(data_dir, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr("builtins.print", lambda *words, **options: said.append(" ".join(map(str, words))))
-        assert entry.train([*TINY, *OVERFITS, f"--data_dir={data_dir}", f"--out_dir={run}"]) == 0
+        assert train.main([*TINY, *OVERFITS, f"--data_dir={data_dir}", f"--out_dir={run}"]) == 0
     return run, "\n".join(said)
 
 
@@ -69,7 +69,7 @@ def test_the_end_tells_both_losses_and_where_validation_rose(overfitted):
 
 def test_a_run_whose_last_weights_are_the_best_says_so(data_dir, tmp_path, capsys):
     flags = (*TINY, "--learning_rate=1e-5", "--max_iters=2", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}")
-    assert entry.train(flags) == 0
+    assert train.main(flags) == 0
     out = capsys.readouterr().out
     assert f"the last weights, of iteration 2, are the best: {final_loss(out)}" in out and "rose" not in out
 
@@ -80,12 +80,12 @@ def test_which_weights_are_taken_everywhere(overfitted, data_dir, tmp_path, caps
     end = metrics_of(run)[-1]
     loss = end["best_loss"] if which == "best" else end["loss"]
     where = (f"--data_dir={data_dir}", "--dataset=tiny", f"--which={which}", "--accelerator=cpu")
-    assert entry.train([f"--init_from={run}", "--eval_only", *where]) == 0
+    assert train.main([f"--init_from={run}", "--eval_only", *where]) == 0
     assert final_loss(capsys.readouterr().out) == f"{loss:.4f}"
-    assert entry.train(["--init_from=resume", f"--out_dir={run}", "--eval_only", *where]) == 0
+    assert train.main(["--init_from=resume", f"--out_dir={run}", "--eval_only", *where]) == 0
     assert final_loss(capsys.readouterr().out) == f"{loss:.4f}"
     assert (
-        entry.train([f"--init_from={run}", f"--out_dir={tmp_path / 'on'}", *where, "--max_iters=0", "--eval_iters=1"])
+        train.main([f"--init_from={run}", f"--out_dir={tmp_path / 'on'}", *where, "--max_iters=0", "--eval_iters=1"])
         == 0
     )
     assert final_loss(capsys.readouterr().out) == f"{loss:.4f}"
@@ -106,22 +106,22 @@ def test_which_weights_are_taken_everywhere(overfitted, data_dir, tmp_path, caps
 def test_a_run_goes_on_from_its_last_weights_only(overfitted):
     run, _ = overfitted
     with pytest.raises(UserError, match=rf"^which=best is no place .* python .*train\.py --init_from={run} --out_dir="):
-        entry.train(["--init_from=resume", f"--out_dir={run}", "--which=best", "--accelerator=cpu"])
+        train.main(["--init_from=resume", f"--out_dir={run}", "--which=best", "--accelerator=cpu"])
 
 
 def test_patience_ends_a_run_and_is_part_of_its_progress(overfitted, data_dir, tmp_path, capsys):
     lowest = best(overfitted[0]).run.step
     run = tmp_path / "run"
     flags = (*TINY, *OVERFITS, "--patience=2", "--save_interval=10", f"--data_dir={data_dir}", f"--out_dir={run}")
-    assert entry.train(flags) == 0
+    assert train.main(flags) == 0
     out = capsys.readouterr().out
     end = newest(run).run.step
     assert best(run).run.step == lowest and end == lowest + 2 * 20 < 120
     assert f"patience=2: no better validation loss in 2 evaluations, so the run ends at iteration {end} of 120" in out
     shutil.rmtree(shutil.copytree(run, tmp_path / "cut") / FOLDER / str(end))  # as if it had been killed before
     resume = ("--init_from=resume", "--accelerator=cpu")
-    assert entry.train([*resume, f"--out_dir={tmp_path / 'cut'}"]) == 0
+    assert train.main([*resume, f"--out_dir={tmp_path / 'cut'}"]) == 0
     assert_same_bits(state_of(tmp_path / "cut"), state_of(run))
     capsys.readouterr()
-    assert entry.train([*resume, f"--out_dir={run}", "--patience=none", f"--max_iters={end + 5}"]) == 0
+    assert train.main([*resume, f"--out_dir={run}", "--patience=none", f"--max_iters={end + 5}"]) == 0
     assert newest(run).run.step == end + 5

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanogpt_jax import convert, plot
-from nanogpt_jax.cli import entry, prepare
+from nanogpt_jax.cli import prepare, sample, train
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data.commands import flags_to_resume
 from nanogpt_jax.lens import command
@@ -34,7 +34,7 @@ def made(tmp_path_factory):
     prepare_tiny(folder).rename(folder / "my data")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert entry.train([*TINY, *WIDE, "--out_dir=out rel", "--max_iters=2"]) == 0
+        assert train.main([*TINY, *WIDE, "--out_dir=out rel", "--max_iters=2"]) == 0
     assert max(path.stat().st_size for path in (folder / "out rel" / FOLDER / "2" / "params").rglob("*")) > LARGE / 2
     return folder
 
@@ -50,11 +50,11 @@ def here(made, tmp_path, monkeypatch):
 @pytest.mark.parametrize("named", ["out rel", "{here}/out rel/"])
 def test_every_command_takes_a_run_by_any_way_of_writing_its_path(here, named, capsys):
     run = named.format(here=here)
-    assert entry.train(["--init_from=resume", f"--out_dir={run}", "--max_iters=3"]) == 0
+    assert train.main(["--init_from=resume", f"--out_dir={run}", "--max_iters=3"]) == 0
     tuned = [f"--init_from={run}", "--out_dir=tuned", "--max_iters=1", "--dataset=tiny", "--data_dir=my data"]
-    assert entry.train([*TINY[-4:], *tuned]) == 0
+    assert train.main([*TINY[-4:], *tuned]) == 0
     capsys.readouterr()
-    assert entry.sample([f"--out_dir={run}", "--start=to be", "--max_new_tokens=4", "--num_samples=1"]) == 0
+    assert sample.main([f"--out_dir={run}", "--start=to be", "--max_new_tokens=4", "--num_samples=1"]) == 0
     assert capsys.readouterr().out.startswith("to be")
     assert convert.main([run, "made/ckpt.pt"]) == 0
     assert convert.main(["made/ckpt.pt", "made/back", "--tokenizer=my data/tiny/meta.json", "--data_dir=my data"]) == 0
@@ -64,8 +64,8 @@ def test_every_command_takes_a_run_by_any_way_of_writing_its_path(here, named, c
 
 
 PROGRAMS = {
-    "train.py": entry.train,
-    "sample.py": entry.sample,
+    "train.py": train.main,
+    "sample.py": sample.main,
     "data/prepare.py": prepare.main,
     "data/shakespeare_char/prepare.py": lambda argv: prepare.main_known("shakespeare_char", argv),
     "nanogpt_jax.plot": plot.main,
@@ -84,12 +84,12 @@ def paste(text):
 
 
 def test_commands_that_a_run_suggests_work_when_pasted(here, capsys, monkeypatch):
-    assert entry.train([*TINY, *WIDE, "--max_iters=1", "--out_dir=my run's"]) == 0
+    assert train.main([*TINY, *WIDE, "--max_iters=1", "--out_dir=my run's"]) == 0
     *said, end = capsys.readouterr().out.splitlines()
     assert [line.endswith(" tokens)") for line in said if line.startswith("final val loss ")] == [True]
     assert paste(end + " --num_samples=1 --max_new_tokens=3 --start=to") == ("sample.py", 0)
 
-    assert entry.train(["--init_from=resume", "--out_dir=my run's"]) == 0
+    assert train.main(["--init_from=resume", "--out_dir=my run's"]) == 0
     finished = next(line for line in capsys.readouterr().out.splitlines() if "is finished, at iteration 1" in line)
     assert paste(finished) == ("train.py", 0)
     assert "\nstep 2: train loss" in capsys.readouterr().out
@@ -99,13 +99,13 @@ def test_commands_that_a_run_suggests_work_when_pasted(here, capsys, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", stop)
-        assert entry.train(["--init_from=resume", "--out_dir=my run's"]) == 130
+        assert train.main(["--init_from=resume", "--out_dir=my run's"]) == 130
     assert paste(capsys.readouterr().out.splitlines()[-1] + " --max_iters=3") == ("train.py", 0)
 
     with monkeypatch.context() as patch:
         patch.setattr(curves, "write_figure", stop)
         patch.setattr(curves, "loss_figure", stop)
-        assert entry.train(["--init_from=resume", "--out_dir=my run's", "--max_iters=4"]) == 0
+        assert train.main(["--init_from=resume", "--out_dir=my run's", "--max_iters=4"]) == 0
     assert paste(next(line for line in capsys.readouterr().err.splitlines() if "could not be drawn" in line)) == (
         "nanogpt_jax.plot",
         0,
@@ -116,9 +116,9 @@ def test_flags_that_a_failed_run_suggests_go_on_with_it(here, capsys, monkeypatc
     """These are for every process of the run, and so without a program."""
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as failed:
         patch.setattr(loop, "is_finite", lambda state: False)
-        entry.train(["--init_from=resume", "--out_dir=out rel", "--max_iters=3"])
+        train.main(["--init_from=resume", "--out_dir=out rel", "--max_iters=3"])
     flags = str(failed.value)[str(failed.value).index("--init_from") :]
-    assert entry.train([*shlex.split(flags), "--max_iters=3"]) == 0
+    assert train.main([*shlex.split(flags), "--max_iters=3"]) == 0
     said = capsys.readouterr().out
     assert "changed: learning_rate=0.005 where the run in out rel has learning_rate=0.01" in said
     assert shlex.split(flags_to_resume("out rel")) == ["--init_from=resume", "--out_dir=out rel"]
@@ -127,7 +127,7 @@ def test_flags_that_a_failed_run_suggests_go_on_with_it(here, capsys, monkeypatc
 def test_commands_that_prepare_data_work_when_pasted(here, capsys):
     (here / "a text.txt").write_text("to be or not to be " * 50)
     with pytest.raises(UserError) as missing:
-        entry.train(["--dataset=a text", "--data_dir=my data"])
+        train.main(["--dataset=a text", "--data_dir=my data"])
     assert paste(str(missing.value).replace("FILE...", "'a text.txt'")) == ("data/prepare.py", 0)
     few = " --block_size=8 --n_layer=1 --max_iters=1 --eval_iters=1"
     assert paste(capsys.readouterr().out.splitlines()[-1] + few) == ("train.py", 0)

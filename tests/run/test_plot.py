@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nanogpt_jax import plot
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run import curves
 from tests.helpers.commands import command
@@ -20,7 +20,7 @@ from tests.helpers.tiny import TINY, prepare_tiny
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     data_dir = prepare_tiny(folder)
-    assert entry.train([*TINY, f"--data_dir={data_dir}", f"--out_dir={folder / 'run'}", "--max_iters=40"]) == 0
+    assert train.main([*TINY, f"--data_dir={data_dir}", f"--out_dir={folder / 'run'}", "--max_iters=40"]) == 0
     return folder / "run"
 
 
@@ -92,7 +92,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_run_as_good_as_it_is(made, tmp
 
     monkeypatch.setattr(curves, "loss_figure", fails)
     argv = [*TINY, f"--data_dir={made.parent / 'data'}", f"--out_dir={tmp_path / 'run'}", "--max_iters=2"]
-    assert entry.train(argv) == 0
+    assert train.main(argv) == 0
     err = capsys.readouterr().err
     assert err.endswith(f"(no font); to try again: python -m nanogpt_jax.plot {tmp_path / 'run'}\n")
     assert len(err.splitlines()) == 1

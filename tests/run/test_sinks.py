@@ -7,7 +7,7 @@ import types
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.weights.checkpoint import FOLDER
 from tests.helpers.commands import metrics_of
@@ -33,7 +33,7 @@ def flags(data_dir, run):
 def made(data_dir):
     """A run that TensorBoard has been told of."""
     run = data_dir / "run"
-    assert entry.train([*TINY, f"--data_dir={data_dir}", f"--out_dir={run}", "--max_iters=40", "--tensorboard"]) == 0
+    assert train.main([*TINY, f"--data_dir={data_dir}", f"--out_dir={run}", "--max_iters=40", "--tensorboard"]) == 0
     return run
 
 
@@ -43,7 +43,7 @@ def copy(made, run):
 
 
 def resume(run, *flags):
-    return entry.train(["--init_from=resume", f"--out_dir={run}", "--accelerator=cpu", *flags])
+    return train.main(["--init_from=resume", f"--out_dir={run}", "--accelerator=cpu", *flags])
 
 
 def told(run):
@@ -87,7 +87,7 @@ def test_a_resumed_run_goes_on_in_the_same_folder_and_doubles_nothing(copy):
 
 def test_a_new_run_sets_the_old_event_files_and_the_old_figure_aside(copy, flags):
     figure = (copy / "loss.png").read_bytes()
-    assert entry.train([*flags, "--max_iters=0"]) == 0
+    assert train.main([*flags, "--max_iters=0"]) == 0
     assert list((copy / "previous" / "1" / "tensorboard").iterdir()) and not (copy / "tensorboard").exists()
     assert (copy / "previous" / "1" / "loss.png").read_bytes() == figure and not (copy / "loss.png").exists()
 
@@ -127,7 +127,7 @@ def wandb(monkeypatch):
 
 def test_wandb_gets_the_figures_and_a_resumed_run_goes_on(flags, run, wandb):
     nanogpts = ("--wandb_log=True", "--wandb_project=plays", "--wandb_run_name=mini")
-    assert entry.train([*flags, *nanogpts, "--max_iters=20"]) == 0
+    assert train.main([*flags, *nanogpts, "--max_iters=20"]) == 0
     assert resume(run, "--max_iters=21") == 0
     first, second = wandb.runs
     assert (first["project"], first["name"], first["id"], first["dir"]) == ("plays", "mini", None, run)
@@ -147,7 +147,7 @@ def test_wandb_that_cannot_begin_is_one_line(flags, wandb, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", no_key)
     with pytest.raises(UserError, match=r"^wandb=True could not begin \(api_key not .*WANDB_MODE=offline.*") as error:
-        entry.train([*flags, "--wandb"])
+        train.main([*flags, "--wandb"])
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -158,5 +158,5 @@ def test_a_missing_package_is_named_before_anything_is_written(flags, run, monke
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     install = rf"^{flag} needs {package}, which is not installed; pip install -e '\.\[{extra}\]'$"
     with pytest.raises(UserError, match=install):
-        entry.train([*flags, flag])
+        train.main([*flags, flag])
     assert not run.exists()

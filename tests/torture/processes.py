@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from nanogpt_jax.cli import entry
+from nanogpt_jax.cli import entry, train
 
 LIMIT = 900  # seconds in which something must happen in a run that is at work; where nothing does, it hangs
 
@@ -38,7 +38,7 @@ class Job:
         address = f"--coordinator=127.0.0.1:{_free_port()}"
         for i in range(count):
             job = [address, f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
-            self._running[i] = forked(entry.train, [*argv, *job], log)
+            self._running[i] = forked(train.main, [*argv, *job], log)
 
     def ended(self) -> bool:
         """Whether any of the processes has ended."""

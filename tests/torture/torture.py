@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nanogpt_jax.cli import entry, sample  # noqa: F401 (imported before children are forked)
+from nanogpt_jax.cli import sample
 from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import abstract_state
@@ -197,7 +197,7 @@ def _told(run: Path) -> list[dict]:
 def _sample(run: Path) -> str:
     log, text = run / "sample.log", run / "sample.txt"
     argv = [f"--out_dir={run}", "--num_samples=2", "--max_new_tokens=100", "--start=to be"]
-    _, raw = os.waitpid(forked(entry.sample, argv, log, text), 0)
+    _, raw = os.waitpid(forked(sample.main, argv, log, text), 0)
     if raw:
         raise RuntimeError(f"{run} cannot be sampled:\n{log.read_text()[-3000:]}")
     return text.read_text()
