@@ -20,7 +20,7 @@ from nanogpt_jax.weights.checkpoint import newest
 from tests.helpers.tiny import TINY, prepare_tiny
 
 ROOT = Path(__file__).parent.parent
-BY_SIGNAL = (130, -signal.SIGINT)  # the second is what a shell shows as the first
+INTERRUPTED = 130
 COMMANDS = ("train", "sample", "prepare", "convert", "plot", "lens", "compare")
 
 
@@ -99,9 +99,9 @@ def _interrupted(argv: list[str], at: float, within: float) -> str:
             else f"but in six times that, with {late}: a busy machine?"
         )
     status = process.returncode
-    if "KeyboardInterrupt" in err and status in (1, *BY_SIGNAL):
+    if status == -signal.SIGINT or ("KeyboardInterrupt" in err and status in (1, INTERRUPTED)):
         return "ended Python before the first line of ours"
-    if status in BY_SIGNAL and not err:
+    if status == INTERRUPTED and not err:
         return "ended the command with 130"
     return "found it done" if status == 0 and "Traceback" not in err else f"FAULT: status {status}:\n{err}"
 

@@ -2,14 +2,15 @@
 
 Python makes an exception of SIGINT, raised wherever it stands. While a native module initializes itself that is a
 segmentation fault, and in a callback of the garbage collector (JAX has one) it is printed and forgotten, and the
-process goes on. So SIGINT is the kernel's here, as SIGTERM and SIGHUP are, until a run has something to save: see
-`faults.signals`. To a shell the status is 130, 143 or 129 then, as it is where this program ends itself.
+process goes on. So until a run has something to save (`faults.signals`), SIGINT, SIGTERM and SIGHUP end the process
+with a shell's 130, 143 or 129, after what is half written has been removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import sys
@@ -21,45 +22,43 @@ from typing import Any, TextIO
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _undo: list[Callable[[], object]] = []
-_of_others: set[int] = set()
+_noted: list[int] = []
 
 
 def begin() -> None:
     """Make this process one of ours; to be called by a program, and not by a library, before anything slow is imported.
 
     A standard stream that was closed (`>&-`) leads nowhere: else the next file to be opened would take its number, and
-    what native code prints would be written into it. A SIGINT that is ignored, as in a shell's background, stays so.
+    what native code prints would be written into it. A signal that is ignored, as in a shell's background, stays so.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             nowhere = open(os.devnull, mode, errors="replace")  # noqa: SIM115 (takes the lowest number that is free)
             setattr(sys, name, nowhere)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for number in ENDING:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _end)
+    threading.Thread(target=_end_while_busy, args=(told,), daemon=True).start()
 
 
-def leave_to_others(number: int) -> None:
-    """Leave a signal alone from now on: native code listens to it, which Python cannot see."""
-    _of_others.add(number)
+def noted(number: int) -> None:
+    """Say that a handler of one's own has taken a signal: the process shall not end for it, even if it would by now."""
+    _noted.append(number)
 
 
 @contextlib.contextmanager
 def undone_by_signals(undo: Callable[[], object]) -> Iterator[None]:
     """While the block runs, let a signal that ends the process call `undo` before: to remove what is half made.
 
-    Of several, the last is called first. Signals that are ignored, or that someone else listens to, are left alone.
+    Of several, the last is called first. In a program that is not ours signals mean what they meant there.
     """
     _undo.append(undo)
-    ours = []
-    if threading.current_thread() is threading.main_thread():  # which alone may say what a signal does
-        ours = [number for number in ENDING if number not in _of_others and signal.getsignal(number) is signal.SIG_DFL]
-        for number in ours:
-            signal.signal(number, _undo_and_end)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
         _undo.remove(undo)
 
 
@@ -100,7 +99,8 @@ class _Output:
             self._left()
 
 
-def _undo_and_end(number: int, frame: FrameType | None) -> None:
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the process; Python calls this between two of its own steps, in the main thread."""
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)  # a closing terminal sends two
     for undo in reversed(_undo):
@@ -110,3 +110,11 @@ def _undo_and_end(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(128 + number)
+
+
+def _end_while_busy(told: int) -> None:
+    """Do the same while the main thread is in native code, compiling for minutes, if nothing is to be undone."""
+    for seen in itertools.count(1):
+        [number] = os.read(told, 1)
+        if signal.getsignal(number) is _end and not _undo and seen > len(_noted):
+            os._exit(128 + number)

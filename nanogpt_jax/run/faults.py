@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data.files import refusals
-from nanogpt_jax.data.process import ENDING
+from nanogpt_jax.data.process import ENDING, noted
 from nanogpt_jax.weights.checkpoint import how_to_go_on
 
 _LOCK = ".lock"
@@ -34,15 +34,16 @@ class Stopped(Exception):
 def signals(received: list[int]) -> Iterator[None]:
     """Put a first SIGINT, SIGTERM or SIGHUP into `received`; a second one ends the process at once.
 
-    At once means by the kernel, without Python: whatever is being written is safe, since nothing is written in place.
-    A second SIGHUP does not: a closing terminal and its shell send one each. Signals that are ignored stay so (`nohup`,
-    a shell's background). Of several processes, JAX listens to SIGTERM, see `hosts.stop_if_told`.
+    At once means as before the block: whatever is being written is safe, since nothing is written in place. A second
+    SIGHUP does not: a closing terminal and its shell send one each. Signals that are ignored stay so (`nohup`, a
+    shell's background). Of several processes, JAX listens to SIGTERM, see `hosts.stop_if_told`.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
+        noted(number)
         received.append(number)
-        for each in before:
-            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+        for each, usual in before.items():
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else usual)
 
     before = {
         number: signal.signal(number, note)

@@ -24,7 +24,6 @@ from jax.experimental import multihost_utils
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed, UserError, in_short
-from nanogpt_jax.data.process import leave_to_others
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.run.job import of_torchrun, told_if_it_waits, whom_it_waits_for
 
@@ -63,7 +62,6 @@ def join(settings: Settings) -> None:
         if not job and any(words in str(error) for words in _NO_JOB):
             return
         raise UserError(f"{apart} ({in_short(error)})") from error
-    leave_to_others(signal.SIGTERM)  # JAX listens to it now
 
 
 # JAX's words where it knows of no job, and where it is at work already, as in a program that calls ours.
