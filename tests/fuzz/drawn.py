@@ -1,5 +1,6 @@
 """What is drawn: changes of files and of documents, odd values."""
 
+import copy
 import functools
 import itertools
 import json
@@ -70,7 +71,7 @@ def places(document, at=()):
 
 def changed(document, changes):
     """A JSON document after the changes that were drawn."""
-    for kind, number, value in changes:
+    for kind, number, value in copy.deepcopy(changes):  # what one puts in, a later one may change
         paths = [path for path in itertools.islice(places(document), 2000) if path]
         if not paths:
             return document
