@@ -27,6 +27,7 @@ from nanogpt_jax.run.telemetry import flops_per_token
 from nanogpt_jax.weights.hf_format import hf_config_of
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 from tests.helpers.commands import HANGS, ROOT, awaited
+from tests.helpers.torch_twin import CHECKOUT
 
 TINY = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, batch_size=2)
 FLAGS = [f"--{name}={value}" for name, value in TINY.items()] + ["--accelerator=cpu", "--data_dir=none"]
@@ -210,16 +211,6 @@ def test_hugging_face_is_met_with_the_model_it_has():
     plan, _, changed = command.plan_of(None, dict(TINY, data_dir="none"), {**own, "against": "hf"})
     assert (plan.settings.bias, plan.settings.activation) == (True, "gelu_new")
     assert changed == "bias=True, activation=gelu_new to agree with Hugging Face's GPT-2"
-
-
-CHECKOUT = """
-import torch
-from tests.helpers.torch_twin import NanoConfig as GPTConfig, NanoGPT
-
-class GPT(NanoGPT):
-    def generate(self, text, n, temperature, top_k):
-        return torch.cat([text, text[:, :1].repeat(1, n)], 1)
-"""
 
 
 def spec_of(program, folder):

@@ -183,3 +183,14 @@ class NanoGPT(nn.Module):
     ) -> torch.optim.Optimizer:
         beta1, beta2 = betas
         return adamw(self, Settings(weight_decay=weight_decay, learning_rate=learning_rate, beta1=beta1, beta2=beta2))
+
+
+# A `model.py` that answers to a checkout's names, though it draws nothing.
+CHECKOUT = """
+import torch
+from tests.helpers.torch_twin import NanoConfig as GPTConfig, NanoGPT
+
+class GPT(NanoGPT):
+    def generate(self, text, n, temperature, top_k):
+        return torch.cat([text, text[:, :1].repeat(1, n)], 1)
+"""

@@ -1,0 +1,134 @@
+"""Every line that README and the other documents tell people to type runs as it stands there, in its order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nanogpt_jax import convert
+from nanogpt_jax.cli.sample import SampleSettings
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.data import assets
+from nanogpt_jax.lens.command import LensSettings
+from tests.helpers.commands import HANGS, ROOT
+from tests.helpers.torch_twin import CHECKOUT
+
+from .documents import DOCUMENTS, QUICK, RULES, flags_in, lines, markdown_of, rule_of, shortened
+
+LINES = lines()
+MADE = (".git", "out-*", "*.bin", "meta.json", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+
+
+@pytest.fixture(scope="module")
+def checkout(trained, tmp_path_factory) -> Path:
+    """A fresh copy of this checkout, beside it a nanoGPT, and in it what the documents take for granted."""
+    folder = tmp_path_factory.mktemp("checkouts")
+    copy = folder / "nanogpt-jax"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*MADE))
+    play = _short_play(assets.tiny_shakespeare())
+    for name in ("mine.txt", "more.txt", "letters.txt", "a.txt", "b.txt"):
+        (copy / name).write_text(play)
+    (copy / "prompt.txt").write_text("ROMEO:\n")
+    (copy / "mine.toml").write_text('preset = "shakespeare_char_cpu"\nlearning_rate = 2e-3\n')
+    for name in ("shakespeare_char", "mine"):
+        prepared = _run(copy, f"python data/prepare.py letters.txt --name={name}")
+        assert prepared.returncode == 0, prepared.stderr
+    shutil.copytree(copy / "data" / "shakespeare_char", copy / "nano", ignore=shutil.ignore_patterns("*.json", "*.py"))
+    documents = [json.dumps({"text": document}) for document in play.split("\n", 40)]
+    (copy / "documents.jsonl").write_text("\n".join(documents))
+    for name in ("out-a", "out-b"):
+        shutil.copytree(trained.out_dir, copy / name)
+    (folder / "nanoGPT" / "out").mkdir(parents=True)
+    (folder / "nanoGPT" / "model.py").write_text(CHECKOUT)
+    assert convert.main([str(trained.out_dir), str(folder / "nanoGPT" / "out" / "ckpt.pt")]) == 0
+    return copy
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.document}: {line.text}")
+def test_it_runs_as_written(line, checkout):
+    rule = rule_of(line.text)
+    assert rule is not None, f"{line.document} has a command that tests/documents.py has no rule for: {line.text}"
+    if rule.why_not:
+        _require_what_it_names(line.text)
+        return
+    done = _run(checkout, shortened(line.text, rule), rule.env)
+    assert done.returncode == rule.status, done.stdout[-1000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr
+    if rule.status:
+        [error] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert rule.says in error
+
+
+def test_every_rule_has_a_command():
+    """The table keeps nothing of lines that have gone, and finding commands has not quietly stopped to find them."""
+    used = [rule_of(line.text) for line in LINES]
+    assert [rule.pattern for rule in RULES if rule not in used] == []
+
+
+def test_every_flag_that_is_told_of_exists():
+    """Those in running text too, which no command has."""
+    told = {flag for document in DOCUMENTS for flag in flags_in(markdown_of(document))}
+    fields = {
+        field.name for settings in (Settings, SampleSettings, LensSettings) for field in dataclasses.fields(settings)
+    }
+    sources = "".join(
+        path.read_text(encoding="utf-8") for at in ("nanogpt_jax", "tests") for path in (ROOT / at).rglob("*.py")
+    )
+    assert len(told) > 40
+    assert {flag for flag in told - fields if not re.search(f'"(--)?{flag}"', sources)} <= {"help"}
+
+
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+
+
+def test_python_in_the_readme_runs():
+    [code] = PYTHON.findall(markdown_of("README.md"))
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)  # our own text
+    assert names["texts"].shape == (4, 100)
+    assert float(names["metrics"]["loss"]) > 3.5
+
+
+def test_no_other_document_has_python_that_is_not_tried():
+    assert [document for document in DOCUMENTS if PYTHON.search(markdown_of(document))] == ["README.md"]
+
+
+def _run(checkout: Path, command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """What a shell in the checkout makes of a command, where the package is installed from there."""
+    variables = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(checkout),
+        **QUICK,
+        **(environment or {}),
+    }
+    return subprocess.run(
+        ["bash", "-c", command], cwd=checkout, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=HANGS, check=False,
+    )  # fmt: skip
+
+
+def _require_what_it_names(command: str) -> None:
+    """Of a command that is not run: the extras and files that it names are there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in shlex.split(command):
+        if named := re.fullmatch(r"\.\[(.*)\]", word):
+            assert set(named[1].split(",")) <= set(extras), command
+        elif "/" in word and not word.startswith("-"):
+            assert (ROOT / word).exists(), command
+
+
+def _short_play(play: str) -> str:
+    """A sixtieth of Tiny Shakespeare that has all of its characters, so that what is trained on it has its tokens."""
+    some = "".join(play.splitlines(keepends=True)[::60])
+    return some + "".join(sorted(set(play) - set(some)))
