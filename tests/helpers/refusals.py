@@ -1,14 +1,26 @@
-"""What the system refuses, for tests that need it refused: permissions, also where root runs them, and room."""
+"""What is refused, and in what line; and what the system refuses where a test needs it: permissions, and room."""
 
 import contextlib
 import ctypes
 import resource
 import signal
+from collections.abc import Callable
 
 import jax
+import pytest
+
+from nanogpt_jax.core.errors import UserError
 
 _VERSION_3 = 0x20080522
 _READS_AND_WRITES_ANYTHING = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+
+
+def refusal(function: Callable[..., object], *arguments: object, **named: object) -> str:
+    """The one line with which a call is refused."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **named)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
 
 
 @contextlib.contextmanager

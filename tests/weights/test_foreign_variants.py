@@ -10,40 +10,17 @@ import numpy as np
 import pytest
 
 from nanogpt_jax import convert
-from nanogpt_jax.core.config import Settings
-from nanogpt_jax.data.prepare import prepare_text
-from nanogpt_jax.run import loop
 from nanogpt_jax.weights import hf_format, loading
 from nanogpt_jax.weights.hub import hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, moments_of
 from nanogpt_jax.weights.state_dicts import HEAD, TABLE, left_out, params_of, state_dict_of
+from tests.helpers.foreign import GPT2, NANOGPT, Lab, assert_same_bits, random_params, state_of
 from tests.helpers.hub import at, hub
-from tests.weights.test_interop import GPT2, NANOGPT, TEXT, assert_same_bits, random_params, refusal, state_of
+from tests.helpers.refusals import refusal
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Settings]:
-    """A data folder, and a run of three updates on a data set in it."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "text.txt").write_text(TEXT)
-    prepare_text([folder / "text.txt"], folder / "data" / "words")
-    settings = Settings(
-        **vars(NANOGPT), dataset="words", data_dir=str(folder / "data"), out_dir=str(folder / "run"), batch_size=2,
-        max_iters=3, gradient_accumulation_steps=1, eval_iters=1, eval_interval=2, warmup_iters=1, lr_decay_iters=9,
-    )  # fmt: skip
-    loop.train(settings)
-    return folder / "data", folder / "run", settings
-
-
-@pytest.fixture(scope="module")
-def ckpt(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ckpt") / "ckpt.pt"
-    convert.main([str(run[1]), str(path)])
-    return path
 
 
 def old_order(document: dict[str, Any]) -> dict[str, Any]:
@@ -75,19 +52,19 @@ class TestNanoGPT:
         ],
     )  # fmt: skip
     def test_settings_that_it_trains_with_can_be_converted(
-        self, run: Any, ckpt: Path, change: Any, kept: Any, tmp_path: Path
+        self, lab: Lab, ckpt: Path, change: Any, kept: Any, tmp_path: Path
     ) -> None:
         document = torch.load(ckpt, weights_only=True)
         document["config"] |= change
         torch.save(document, tmp_path / "ckpt.pt")
-        assert convert.main([str(tmp_path / "ckpt.pt"), str(tmp_path / "run"), f"--data_dir={run[0]}"]) == 0
+        assert convert.main([str(tmp_path / "ckpt.pt"), str(tmp_path / "run"), f"--data_dir={lab.data_dir}"]) == 0
         settings = loading.stored_settings(loading.open_run(tmp_path / "run").run)
         assert {name: getattr(settings, name) for name in kept} == kept
-        assert_same_bits(state_of(tmp_path / "run"), state_of(run[1]))
+        assert_same_bits(state_of(tmp_path / "run"), state_of(lab.run))
 
     @pytest.mark.parametrize("optimizer", [None, {}, "missing"])
     def test_without_an_optimizer_training_starts_its_moments_anew(
-        self, run: Any, ckpt: Path, optimizer: Any, tmp_path: Path
+        self, lab: Lab, ckpt: Path, optimizer: Any, tmp_path: Path
     ) -> None:
         document = torch.load(ckpt, weights_only=True) | {"optimizer": optimizer}
         if optimizer == "missing":
@@ -95,10 +72,10 @@ class TestNanoGPT:
         torch.save(document, tmp_path / "ckpt.pt")
         assert convert.main([str(tmp_path / "ckpt.pt"), str(tmp_path / "run")]) == 0
         state = state_of(tmp_path / "run")
-        assert_same_bits(state.params, state_of(run[1]).params)
+        assert_same_bits(state.params, state_of(lab.run).params)
         assert int(state.step) == 3 and moments_of(state.opt_state).count == 0
 
-    def test_the_optimizer_of_older_versions_is_in_another_order(self, run: Any, ckpt: Path, tmp_path: Path) -> None:
+    def test_the_optimizer_of_older_versions_is_in_another_order(self, lab: Lab, ckpt: Path, tmp_path: Path) -> None:
         document = torch.load(ckpt, weights_only=True)
         torch.save(document | {"optimizer": old_order(document)}, tmp_path / "ckpt.pt")
         assert_same_bits(NanoGPTCheckpoint(tmp_path / "ckpt.pt").moments(), NanoGPTCheckpoint(ckpt).moments())
