@@ -6,6 +6,7 @@ JSON document that may come from anyone. Vocabularies end at 65,536 tokens, sinc
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -216,7 +217,7 @@ class BPETokenizer(ByteBPE):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,  # <|endoftext|> is added by us
             min_frequency=2,
-            initial_alphabet=byte_alphabet(),
+            initial_alphabet=list(byte_alphabet()),
             show_progress=False,
         )
         learner.train_from_iterator(texts, trainer)
@@ -296,10 +297,11 @@ def checked_ids(ids: npt.ArrayLike, vocab_size: int) -> npt.NDArray[np.integer]:
     return ids
 
 
-def byte_alphabet() -> list[str]:
+@functools.cache  # asked for once for every piece of a vocabulary
+def byte_alphabet() -> tuple[str, ...]:
     """GPT-2's printable stand-in for each byte: the Latin-1 character, or the next from U+0100 on where it is blank."""
     blank = itertools.count(0x100)
-    return [chr(b) if chr(b).isprintable() and chr(b) != " " else chr(next(blank)) for b in range(256)]
+    return tuple(chr(b) if chr(b).isprintable() and chr(b) != " " else chr(next(blank)) for b in range(256))
 
 
 def _pieces(merges: Sequence[str]) -> list[str]:
