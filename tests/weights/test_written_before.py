@@ -1,4 +1,4 @@
-"""A run of version 0.1.0, in the folder beside this file, goes on: its loss, its text and its next updates are the same."""
+"""A run that version 0.1.0 wrote, in the folder beside this file: its loss, text and next updates stay as they were."""
 
 import shutil
 from pathlib import Path
