@@ -22,7 +22,8 @@ def _settings() -> str:
         meaning = field.metadata["help"]
         choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
         meaning = meaning[0].upper() + meaning[1:] + (f". One of {choices}." if choices else ".")
-        row = f"| `{field.name}` | {_shown(field.default)} | {meaning.replace('|', chr(92) + '|')} |"
+        name = field.name.replace("_", "_<wbr>")  # a narrow screen breaks a name there
+        row = f"| <code>{name}</code> | {_shown(field.default)} | {meaning.replace('|', chr(92) + '|')} |"
         groups.setdefault(field.metadata["group"], []).append(row)
     head = "| setting | default | meaning |\n|---|---|---|\n"
     return "\n\n".join(f"## {name.capitalize()}\n\n{head}" + "\n".join(rows) for name, rows in groups.items())
