@@ -14,4 +14,4 @@ if __name__ == "__main__":
 
     from nanogpt_jax.cli import entry, prepare
 
-    raise SystemExit(entry.run(lambda argv: prepare.main(argv, Path(__file__).parent)))
+    raise SystemExit(entry.run(lambda argv: prepare.main_texts(argv, Path(__file__).parent)))

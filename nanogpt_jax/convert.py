@@ -51,10 +51,10 @@ _DESCRIPTION = """\
 Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face GPT-2 folder. Weights stay as they are to
 the bit; between runs and nanoGPT, AdamW's moments and the place in training go along.
 
-  python -m nanogpt_jax.convert nanoGPT/out/ckpt.pt out-x   go on: python train.py --init_from=resume --out_dir=out-x
-  python -m nanogpt_jax.convert out-x nanoGPT/out/ckpt.pt   go on there: python train.py --init_from=resume
-  python -m nanogpt_jax.convert out-x out-hf                load: GPT2LMHeadModel.from_pretrained("out-hf")
-  python -m nanogpt_jax.convert gpt2 out-x                  GPT-2 by its name, or a folder that holds it
+  {convert} nanoGPT/out/ckpt.pt out-x   go on: {train} --init_from=resume --out_dir=out-x
+  {convert} out-x nanoGPT/out/ckpt.pt   go on there: python train.py --init_from=resume
+  {convert} out-x out-hf                load: GPT2LMHeadModel.from_pretrained("out-hf")
+  {convert} gpt2 out-x                  GPT-2 by its name, or a folder that holds it
 
 A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
 ckpt.pt, and the best one a Hugging Face folder, unless --which says otherwise. The tokenizer goes along: AutoTokenizer
@@ -65,7 +65,7 @@ ours, since both sort the characters."""
 
 def main(argv: Sequence[str]) -> int:
     """`python -m nanogpt_jax.convert`: parse, read, check, write."""
-    parser = Parser("python -m nanogpt_jax.convert SRC DST [--name=value ...]", _DESCRIPTION)
+    parser = Parser("convert", "SRC DST [--name=value ...]", _DESCRIPTION)
     parser.add_argument(
         "src", metavar="SRC", help="a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, or gpt2..."
     )

@@ -13,13 +13,13 @@ from nanogpt_jax.run.curves import FIGURE_FILE, loss_figure, read_all
 _DESCRIPTION = f"""\
 Draw training loss, validation loss and learning rate from the metrics.jsonl of runs, under way or done.
 
-  python -m nanogpt_jax.plot out-shakespeare-char                    RUN/{FIGURE_FILE}
-  python -m nanogpt_jax.plot out-a out-b out-c --png=compared.png    several over each other"""
+  {{plot}} out-shakespeare-char                    RUN/{FIGURE_FILE}
+  {{plot}} out-a out-b out-c --png=compared.png    several over each other"""
 
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, read, draw."""
-    parser = Parser("python -m nanogpt_jax.plot RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
+    parser = Parser("plot", "RUN [RUN ...] [--png=FILE]", _DESCRIPTION)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument(
         "-o", "--png", type=Path, metavar="FILE",

@@ -28,6 +28,7 @@ from nanogpt_jax.compare.command import open_data
 from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.core.decoding_weights import QUANTIZE
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run import reports
@@ -46,19 +47,19 @@ _OWN = ("against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "
 _DESCRIPTION = f"""\
 Measure training and sampling beside PyTorch and beside the machine's limit, in alternating rounds.
 
-  python -m nanogpt_jax.bench train                             the model of {DEFAULT_PRESET}, and PyTorch
-  python -m nanogpt_jax.bench all --reference=../nanoGPT        both tasks, and the model.py of a nanoGPT checkout
-  python -m nanogpt_jax.bench sample gpt2 --against=hf --rounds=3 --max_new_tokens=64
-  python -m nanogpt_jax.bench train --against=none              without PyTorch
-  python -m nanogpt_jax.bench growth --plot=growth.png          an update's cost over block sizes, widths, batches
+  {{bench}} train                             the model of {DEFAULT_PRESET}, and PyTorch
+  {{bench}} all --reference=../nanoGPT        both tasks, and the model.py of a nanoGPT checkout
+  {{bench}} sample gpt2 --against=hf --rounds=3 --max_new_tokens=64
+  {{bench}} train --against=none              without PyTorch
+  {{bench}} growth --plot=growth.png          an update's cost over block sizes, widths, batches
 
 Exit status: 0 done, 1 a measuring process died, 2 wrong use."""
 
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, measure, tell."""
-    usage = f"python -m nanogpt_jax.bench {{{','.join(TASKS)}}} [PRESET | FILE] [--name=value ...]"
-    parser = settings_parser(usage, _DESCRIPTION)
+    arguments = f"{{{','.join(TASKS)}}} [PRESET | FILE] [--name=value ...]"
+    parser = settings_parser("bench", arguments, _DESCRIPTION)
     group = parser.add_argument_group("benchmark")
     group.add_argument("--preset", metavar="NAME", help="the same as PRESET")
     group.add_argument("--against", metavar=f"{{{','.join(AGAINST)}}}", help="the other side ('torch')")
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     base, explicit, notes = chosen(given)
     tell(notes)
     if task is None:
-        raise UserError(f"say what to measure: python -m nanogpt_jax.bench {{{','.join(TASKS)}}}")
+        raise UserError(f"say what to measure: {pasteable('bench')} {{{','.join(TASKS)}}}")
     require_choice("task", task, TASKS)
     reports.require_writable(json=own["json"], plot=own["plot"])
     measure = _growth if task == "growth" else _rounds

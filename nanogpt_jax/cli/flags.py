@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from nanogpt_jax.core.config import ACCELERATORS, DTYPES
 from nanogpt_jax.core.errors import UserError, did_you_mean
+from nanogpt_jax.data.commands import start_of
 
 _S = TypeVar("_S")
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -25,12 +27,15 @@ NANOGPTS_OWN = ("device", "compile", "wandb_log", "backend")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with our manners: no abbreviations, `-` and `_` alike, and mistakes as `UserError`."""
+    """argparse with our manners: no abbreviations, `-` and `_` alike, and mistakes as `UserError`.
 
-    def __init__(self, usage: str, description: str) -> None:
+    `{train}` in a description becomes what starts that command here; so does the name of any other.
+    """
+
+    def __init__(self, command: str, arguments: str, description: str) -> None:
         super().__init__(
-            usage=usage,
-            description=description,
+            usage=f"{start_of(command)} {arguments}",
+            description=re.sub(r"\{([a-z_ ]+)\}", lambda named: start_of(named[1]), description),
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=118),
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
@@ -68,9 +73,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"there is no setting {name}{did_you_mean(name, known) or '; see --help'}")
 
 
-def read_settings(kind: type[_S], argv: Sequence[str], usage: str, description: str) -> _S:
+def read_settings(kind: type[_S], argv: Sequence[str], command: str, description: str) -> _S:
     """The settings of class `kind`, with a flag for each of its fields, as the arguments give them."""
-    parser = Parser(usage, description)
+    parser = Parser(command, "[--name=value ...]", description)
     add_fields(parser, kind)
     given, notes = translated(parser.parse(argv))
     tell(notes)

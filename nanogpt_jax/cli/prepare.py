@@ -1,4 +1,4 @@
-"""The command lines of `data/*.py`: flags in, data sets out."""
+"""The command that prepares data sets, also as the scripts in `data/`: flags in, data sets out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nanogpt_jax.cli.flags import Parser
 from nanogpt_jax.core.config import MAX_VOCAB_SIZE, PRETRAINED, require_choice
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data import assets
-from nanogpt_jax.data.commands import pasteable, to_train_on
+from nanogpt_jax.data.commands import pasteable, to_install, to_train_on
 from nanogpt_jax.data.files import exists, is_dir, is_file
 from nanogpt_jax.data.from_tokens import adopt, prepare_data_set
 from nanogpt_jax.data.pieces import census
@@ -22,9 +22,17 @@ from nanogpt_jax.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 from nanogpt_jax.data.unknown import UNKNOWN
 
 
-def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
+def main(argv: Sequence[str]) -> int:
+    """The command: a data set that is known by its name, which comes first, or one of FILEs (`./NAME` is a FILE)."""
+    name, rest = (argv[0], argv[1:]) if argv else (None, argv)
+    if name in KNOWN:
+        return main_known(name, rest)
+    return main_openwebtext(rest) if name == "openwebtext" else main_texts(argv)
+
+
+def main_texts(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     """`python data/prepare.py FILE...`; 0, or a `UserError` for wrong use."""
-    parser = Parser("python data/prepare.py FILE... [--name=value ...]", _DESCRIPTION)
+    parser = Parser("prepare", "FILE... [--name=value ...]", _DESCRIPTION)
     parser.add_argument(
         "files", nargs="*", default=[], metavar="FILE", type=Path, help="text files, or the folder of one data set"
     )
@@ -37,7 +45,7 @@ def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     if "adopt" in given:
         return _adopt(given)
     if not given["files"]:
-        raise UserError("no FILE is named; name text files, as in: " + pasteable("data/prepare.py", "letters.txt"))
+        raise UserError("no FILE is named; name text files, as in: " + pasteable("prepare", "letters.txt"))
     folder = _folder(given, given.get("name", given["files"][0].stem))
     tokenizer, options = _tokenizer(given.get("tokenizer", "char"), given["data_dir"]), _options(given)
     if len(given["files"]) == 1 and is_dir(given["files"][0]):
@@ -48,14 +56,20 @@ def main(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
 _DESCRIPTION = """\
 Make a data set of your own UTF-8 text: train.bin, val.bin and meta.json in DATA_DIR/NAME.
 
-  python data/prepare.py letters.txt                                     one token for each character
-  python data/prepare.py letters.txt --tokenizer=gpt2                    GPT-2's tokens
-  python data/prepare.py letters.txt --tokenizer=out-shakespeare-char    the tokens of a model, to train it on
-  python data/prepare.py data/letters --tokenizer=gpt2 --name=letters2   a data set's text in other tokens
-  python data/prepare.py --adopt=../nanoGPT/data/shakespeare_char --tokenizer=char:input.txt
+  {prepare} letters.txt                                     one token for each character
+  {prepare} letters.txt --tokenizer=gpt2                    GPT-2's tokens
+  {prepare} letters.txt --tokenizer=out-shakespeare-char    the tokens of a model, to train it on
+  {prepare} data/letters --tokenizer=gpt2 --name=letters2   a data set's text in other tokens
+  {prepare} --adopt=../nanoGPT/data/shakespeare_char --tokenizer=char:input.txt
 
 WHICH tokenizer is char, gpt2, bpe:SIZE to train one on the text, char:TEXTFILE for the characters of a file, or an
-existing one by where it is: a data set's name or folder, a run's folder, a checkpoint, a Hugging Face folder."""
+existing one by where it is: a data set's name or folder, a run's folder, a checkpoint, a Hugging Face folder.
+
+Data sets that are known by their names:
+
+  {prepare shakespeare_char}
+  {prepare shakespeare}
+  {prepare openwebtext} [FILE...]"""
 
 
 def _adopt(given: dict[str, Any]) -> int:
@@ -79,7 +93,7 @@ def _adopt(given: dict[str, Any]) -> int:
 def main_known(name: str, argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     """`python data/NAME/prepare.py` for the data sets in `KNOWN`; 0, or a `UserError` for wrong use."""
     about, _, _ = str(KNOWN[name].__doc__).partition(". ")
-    parser = Parser(f"python data/{name}/prepare.py [--data_dir=DIR]", f"Prepare {about}.")
+    parser = Parser(f"prepare {name}", "[--data_dir=DIR]", f"Prepare {about}.")
     parser.add_argument(
         "--data_dir", default=data_dir, type=Path, metavar="DIR", help=f"the data set goes to DIR/{name} (data)"
     )
@@ -89,9 +103,10 @@ def main_known(name: str, argv: Sequence[str], data_dir: Path = Path("data")) ->
 def main_openwebtext(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     """`python data/openwebtext/prepare.py [FILE...]`; 0, or a `UserError` for wrong use."""
     parser = Parser(
-        "python data/openwebtext/prepare.py [FILE...] [--name=value ...]",
+        "prepare openwebtext",
+        "[FILE...] [--name=value ...]",
         "Make a data set of documents, each followed by the end-of-text token: of local files, or of OpenWebText,\n"
-        "fetched from Hugging Face's hub file by file into its cache (pip install -e '.[datasets]'; 40 GB of text).",
+        f"fetched from Hugging Face's hub file by file into its cache ({to_install('datasets')}; 40 GB of text).",
     )
     parser.add_argument(
         "files",

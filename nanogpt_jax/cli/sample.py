@@ -95,7 +95,7 @@ class SampleSettings(TextSettings):
 def main(argv: Sequence[str]) -> int:
     """The command: parse, load, and print text as it is made."""
     description = "Draw text from a trained model; it appears as it is made."
-    settings = read_settings(SampleSettings, argv, "python sample.py [--name=value ...]", description)
+    settings = read_settings(SampleSettings, argv, "sample", description)
     use_accelerator(settings.accelerator)
     sample_text(settings)
     return OK
@@ -144,7 +144,7 @@ def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
     if weights.tokenizer is None:
         raise UserError(
             f"{source} does not say what its tokens are; make it a run first, with "
-            f"{pasteable('nanogpt_jax.convert', source, 'DIR')} --tokenizer=PATH to the meta.json of its data set"
+            f"{pasteable('convert', source, 'DIR')} --tokenizer=PATH to the meta.json of its data set"
         )
     if weights.assumed is not None:
         print(weights.assumed, file=sys.stderr, flush=True)

@@ -11,9 +11,9 @@ from nanogpt_jax.cli.settings_files import SettingsFile, is_settings_file, read_
 from nanogpt_jax.core.config import PRESETS, Settings, preset
 
 
-def settings_parser(usage: str, description: str) -> Parser:
+def settings_parser(command: str, arguments: str, description: str) -> Parser:
     """A parser that takes a preset or a file, and a flag for every setting; `chosen` reads what it gives."""
-    parser = Parser(usage, description)
+    parser = Parser(command, arguments, description)
     parser.add_argument("preset_or_file", nargs="?", metavar="PRESET | FILE", help="settings to start from")
     add_fields(parser, Settings)
     return parser

@@ -14,22 +14,21 @@ from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, PRESETS, Settings, require_choice
 from nanogpt_jax.data.commands import pasteable
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Train a GPT.
 
-  python train.py                           the model that suits this machine, on Tiny Shakespeare
-  python train.py gpt_dev --max_iters=1000  a preset, with a setting changed
-  python train.py mine.toml                 settings from a file: lines of name = value, and preset = "..." to build on
-  python train.py config/train_gpt2.py      one of nanoGPT's files, which is read and not executed
-  python train.py --init_from=resume        go on with the newest run in ./out*, or the one that out_dir names
+  {{train}}                           the model that suits this machine, on Tiny Shakespeare
+  {{train}} gpt_dev --max_iters=1000  a preset, with a setting changed
+  {{train}} mine.toml                 settings from a file: lines of name = value, and preset = "..." to build on
+  {{train}} config/train_gpt2.py      one of nanoGPT's files, which is read and not executed
+  {{train}} --init_from=resume        go on with the newest run in ./out*, or the one that out_dir names
 
-presets: {presets}"""
+presets: {", ".join(PRESETS)}"""
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python train.py`: parse, choose the device, train."""
-    description = _DESCRIPTION.format(presets=", ".join(PRESETS))
-    parser = settings_parser("python train.py [PRESET | FILE] [--name=value ...]", description)
+    """The command: parse, choose the device, train."""
+    parser = settings_parser("train", "[PRESET | FILE] [--name=value ...]", _DESCRIPTION)
     base, explicit, notes = chosen(parser.parse(argv))
 
     from nanogpt_jax.run.accelerator import (
@@ -65,11 +64,11 @@ def _train(base: Mapping[str, Any] | None, explicit: dict[str, Any], platform: s
     try:
         loop.train(settings, explicit)
     except Stopped as stopped:
-        again = pasteable("train.py", init_from="resume", out_dir=out_dir)
+        again = pasteable("train", init_from="resume", out_dir=out_dir)
         _say("stopped" if settings.eval_only else f"stopped and saved; go on with: {again}", stopped.number)
         return 128 + stopped.number
     if not settings.eval_only:
-        print(f"the run is in {out_dir}; text by it: {pasteable('sample.py', out_dir=out_dir)}", flush=True)
+        print(f"the run is in {out_dir}; text by it: {pasteable('sample', out_dir=out_dir)}", flush=True)
     return OK
 
 

@@ -43,10 +43,10 @@ _SMALLEST_GAP = 1e-8  # drawn for none, which a logarithmic axis cannot show
 _DESCRIPTION = f"""\
 Compare this project's numbers with PyTorch's: logits, loss, gradients, AdamW, schedule, greedy text, loss curves.
 
-  python -m nanogpt_jax.compare                                the model of {DEFAULT_PRESET}, with Hugging Face's GPT-2
-  python -m nanogpt_jax.compare --reference=../nanoGPT         with the model.py of a nanoGPT checkout
-  python -m nanogpt_jax.compare gpt2 --block_size=128 --batch_size=1 --gradient_accumulation_steps=1 --steps=2
-  python -m nanogpt_jax.compare --dtype=bfloat16 --all --json=compare.json --plot=compare.png
+  {{compare}}                                the model of {DEFAULT_PRESET}, with Hugging Face's GPT-2
+  {{compare}} --reference=../nanoGPT         with the model.py of a nanoGPT checkout
+  {{compare}} gpt2 --block_size=128 --batch_size=1 --gradient_accumulation_steps=1 --steps=2
+  {{compare}} --dtype=bfloat16 --all --json=compare.json --plot=compare.png
 
 Exit status: 0 if all tolerances hold, 1 if one is missed, 2 for wrong use."""
 
@@ -60,7 +60,7 @@ class Data(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, build both sides, compare, and tell."""
-    parser = settings_parser("python -m nanogpt_jax.compare [PRESET | FILE] [--name=value ...]", _DESCRIPTION)
+    parser = settings_parser("compare", "[PRESET | FILE] [--name=value ...]", _DESCRIPTION)
     group = parser.add_argument_group("comparison")
     group.add_argument("--reference", metavar="hf|DIR", help="Hugging Face's GPT-2, or a nanoGPT checkout ('hf')")
     group.add_argument("--steps", type=int, metavar="INT", help="updates to compare (200)")

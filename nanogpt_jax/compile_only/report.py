@@ -25,6 +25,7 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import Batch, abstract_state, make_train_step
+from nanogpt_jax.data.commands import to_install
 from nanogpt_jax.run.accelerator import published_flops
 from nanogpt_jax.run.telemetry import flops_per_token
 
@@ -181,7 +182,7 @@ def _devices(topology: str) -> tuple[Chip, Any]:
             return CHIPS[kind], topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # of libtpu and its loader, many kinds
         if importlib.util.find_spec("libtpu") is None:
-            raise UserError("compile_only needs libtpu (Linux); install it with pip install -e '.[tpu]'") from error
+            raise UserError(f"compile_only needs libtpu (Linux); install it with {to_install('tpu')}") from error
         raise UserError(
             f"compile_only={topology} is no slice that libtpu knows ({in_short(error)}); choose one as v5e:4x4"
         ) from error

@@ -96,7 +96,7 @@ def _of_other_formats(sources: Sequence[Path]) -> Iterator[str]:
         if path.suffix.lower() in MARKED_UP:
             remark = f"{path} was taken as plain text, with all its marks"
             if path.suffix.lower() == ".jsonl":
-                remark += f"; for the `text` of each line: {pasteable('data/openwebtext/prepare.py', path)}"
+                remark += f"; for the `text` of each line: {pasteable('prepare openwebtext', path)}"
             yield remark
 
 
@@ -155,7 +155,7 @@ def _in_both_splits(documents: Iterable[str], seed: int, val_fraction: float) ->
         if len(drawn) < 2:
             raise UserError(
                 f"there are too few documents for two splits ({len(drawn)}); give more, or take the text as one: "
-                + pasteable("data/prepare.py", "FILE...")
+                + pasteable("prepare", "FILE...")
             )
         nearest = min(drawn) if val_fraction <= min(drawn) else max(drawn)
         return seen, drawn.index(nearest)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_jax.core.errors import UserError, in_short
-from nanogpt_jax.data.commands import pasteable
+from nanogpt_jax.data.commands import pasteable, to_install
 from nanogpt_jax.data.files import MENDS, require_permission
 from nanogpt_jax.data.tokenizer import shown
 
@@ -78,7 +78,7 @@ def _conversion_of(path: Path) -> str:
     if begins[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return f"it is UTF-16, so convert it first: iconv -f UTF-16 -t UTF-8 {shlex.quote(str(path))} > utf8.txt"
     if begins == b"PAR1":
-        return f"it is parquet; for its column `text`: {pasteable('data/openwebtext/prepare.py', path)}"
+        return f"it is parquet; for its column `text`: {pasteable('prepare openwebtext', path)}"
     return "convert it first, for example with iconv"
 
 
@@ -151,7 +151,7 @@ def _told_of_the_hub() -> Iterator[None]:
 
 def _require_pyarrow(what: object) -> None:
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{what} needs pyarrow, which is not installed; run pip install -e '.[datasets]'")
+        raise UserError(f"{what} needs pyarrow, which is not installed; run {to_install('datasets')}")
 
 
 def _parquet_texts(path: Path) -> Iterator[str]:

@@ -37,9 +37,9 @@ _DESCRIPTION = """\
 Write a page that shows what a model computes while it reads and continues a text: the likeliest next characters, the
 loss of each, every head's attention, and what each layer would predict. It is one file and needs no network.
 
-  python -m nanogpt_jax.lens --start="ROMEO:"                               the newest run here, into lens.html
-  python -m nanogpt_jax.lens --start=FILE:scene.txt --max_new_tokens=0      a text as it is, with nothing added
-  python -m nanogpt_jax.lens --init_from=gpt2 --start="The cat" --html=cat.html
+  {lens} --start="ROMEO:"                               the newest run here, into lens.html
+  {lens} --start=FILE:scene.txt --max_new_tokens=0      a text as it is, with nothing added
+  {lens} --init_from=gpt2 --start="The cat" --html=cat.html
 
 The model reads it all at once, so prompt and continuation together fit in its block_size."""
 
@@ -63,8 +63,7 @@ class LensSettings(TextSettings):
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, load, continue the text, read it, write the page."""
-    usage = "python -m nanogpt_jax.lens [--name=value ...]"
-    settings = read_settings(LensSettings, argv, usage, _DESCRIPTION)
+    settings = read_settings(LensSettings, argv, "lens", _DESCRIPTION)
     use_accelerator(settings.accelerator)
     html = rendered(settings)
     with refusals(f"html={settings.html}", "written"), replace_when_whole(settings.html, "w") as file:

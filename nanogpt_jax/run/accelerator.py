@@ -13,9 +13,10 @@ import jax
 
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.data.assets import cache_folder
+from nanogpt_jax.data.commands import to_install
 
 _M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
-_INSTALL = {"gpu": "pip install -e '.[cuda]'", "tpu": "pip install -e '.[tpu]'"}
+_EXTRAS = {"gpu": "cuda", "tpu": "tpu"}
 _SUPPORT = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin", "jax_rocm7_plugin"), "tpu": ("libtpu",)}  # packages
 _LOOK = {
     "gpu": "nvidia-smi must list a GPU, under a driver as new as this CUDA asks for",
@@ -80,7 +81,7 @@ def _why_not(requested: str, found: str) -> str:
         return f": {named} in the environment leaves JAX {found} only; unset it"
     if any(importlib.util.find_spec(package) for package in _SUPPORT[requested]):
         return f": its support is installed, but JAX finds {found} only; {_LOOK[requested]}"
-    return f" (JAX finds {found} only); install its support with {_INSTALL[requested]}"
+    return f" (JAX finds {found} only); install its support with {to_install(_EXTRAS[requested])}"
 
 
 def _named_in_environment() -> str:

@@ -105,7 +105,7 @@ def leave_figure(out_dir: Path) -> None:
         if len(run.val.steps) > 1:  # a curve has two ends
             write_figure(out_dir / FIGURE_FILE, loss_figure([run]))
     except Exception as error:  # of a library that draws, on whatever machine
-        again = pasteable("nanogpt_jax.plot", out_dir)
+        again = pasteable("plot", out_dir)
         print(f"{out_dir / FIGURE_FILE} could not be drawn ({in_short(error)}); to try again: {again}", file=sys.stderr)
 
 

@@ -78,7 +78,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         start = hosts.together(prepared, _facts)
         settings, data = start.settings, start.data
         if resuming and writing and start.run.step == settings.max_iters and start.run.evaluated:
-            further = pasteable("train.py", init_from="resume", out_dir=out_dir, max_iters=2 * max(1, start.run.step))
+            further = pasteable("train", init_from="resume", out_dir=out_dir, max_iters=2 * max(1, start.run.step))
             print(f"the run in {out_dir} is finished, at iteration {start.run.step}; to train it further: {further}")
         shape = sharding.mesh_shape(settings.mesh, jax.device_count())
         sharding.require_fit(shape, settings)

@@ -14,6 +14,7 @@ from typing import Any
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.commands import to_install
 from nanogpt_jax.data.files import is_dir, refusals, replace_when_whole
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -35,7 +36,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def require_installed(package: str, purpose: str) -> None:
     """Raise `UserError` with the command that installs it if `package`, of an extra, is not there."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{purpose} needs {package}, which is not installed; pip install -e '.[{_EXTRAS[package]}]'")
+        raise UserError(f"{purpose} needs {package}, which is not installed; {to_install(_EXTRAS[package])}")
 
 
 def require_writable(**files: Path | None) -> None:

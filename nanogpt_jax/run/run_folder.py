@@ -46,7 +46,7 @@ def newest_run() -> str:
         raise closed[0]
     if not written:
         raise UserError(
-            f"there is no run in ./out*; train one with {pasteable('train.py')}, or name it with --out_dir=DIR"
+            f"there is no run in ./out*; train one with {pasteable('train')}, or name it with --out_dir=DIR"
         )
     return str(max(written, key=written.__getitem__))
 

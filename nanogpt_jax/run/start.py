@@ -80,7 +80,7 @@ def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
     """
     which = given.get("which", "last")
     if which == "best" and not settings.eval_only:
-        anew = pasteable("train.py", init_from=settings.out_dir, out_dir=f"{settings.out_dir}-2")
+        anew = pasteable("train", init_from=settings.out_dir, out_dir=f"{settings.out_dir}-2")
         raise UserError(f"which=best is no place for a run to go on from; to begin a new one there: {anew}")
     checkpoint = open_which(Path(settings.out_dir), which)
     settings = resumed_settings(checkpoint.run, settings.out_dir, given)

@@ -21,9 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.commands import to_install
 from nanogpt_jax.data.files import refused, require_permission
-
-_TORCH_INSTALL = "pip install -e '.[torch]'"
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -94,7 +93,7 @@ def torch_for(path: Path) -> Any:
         import torch
     except ImportError:
         raise UserError(
-            f"{path} is PyTorch's kind of file, and PyTorch is not installed; run {_TORCH_INSTALL}"
+            f"{path} is PyTorch's kind of file, and PyTorch is not installed; run {to_install('torch')}"
         ) from None
     return torch
 

@@ -56,6 +56,7 @@ PASSED_ON = {
     "settings file {}{}: there is no setting {}{}": "the same",
     "iteration {}: val loss {}; {}": "resume.at_a_lower_rate",
     "iteration {}: the parameters or moments are not finite, and are not saved; {}": "the same",
+    "{} needs {}, which is not installed; {}": "commands.to_install",
     "{}; nothing of it was saved: {}, or with --nan_policy=skip": "the same",
 }
 

@@ -1,9 +1,5 @@
 """The lens as a command, and the numbers it lays into a page."""
 
-import shutil
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +13,7 @@ from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.lens import command as lens
 from nanogpt_jax.lens.page import document, packed
-from tests.helpers.commands import HANGS, ROOT, command
+from tests.helpers.commands import command
 from tests.helpers.lens import data_of, findings
 from tests.helpers.tiny import TINY, prepare_tiny
 
@@ -112,15 +108,3 @@ def test_damaged_weights_are_named():
     spoilt = jax.tree.map(lambda p: p * jnp.nan, init_params(model, 0))
     with pytest.raises(UserError, match="not finite numbers"):
         lens.findings(model, spoilt, np.arange(3), 1, CharTokenizer.from_text("a"))
-
-
-def test_the_wheel_holds_the_page(tmp_path):
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "nanogpt_jax", tmp_path / "nanogpt_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", tmp_path]
-    subprocess.run(build, check=True, capture_output=True, timeout=HANGS)
-    [wheel] = (tmp_path / "dist").glob("*.whl")
-    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
-    for name in ("lens.html", "lens.css", "lens.js"):
-        assert (tmp_path / "installed" / "nanogpt_jax" / "lens" / "template" / name).read_bytes()

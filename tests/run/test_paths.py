@@ -66,7 +66,7 @@ def test_every_command_takes_a_run_by_any_way_of_writing_its_path(here, named, c
 PROGRAMS = {
     "train.py": train.main,
     "sample.py": sample.main,
-    "data/prepare.py": prepare.main,
+    "data/prepare.py": prepare.main_texts,
     "data/shakespeare_char/prepare.py": lambda argv: prepare.main_known("shakespeare_char", argv),
     "nanogpt_jax.plot": plot.main,
 }
