@@ -33,6 +33,17 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+# The files that take longest, which begin first: else one of the processes would be left alone with them at the end.
+LONGEST = (
+    "test_documents.py", "test_hosts.py", "test_journey.py", "test_torture.py", "test_whose_tokens.py",
+    "test_hammer.py", "test_compare.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with Tiny Shakespeare in it, prepared by the command users run."""
