@@ -60,7 +60,8 @@ def causal_attention(
     keep = None
     if key is not None and dropout > 0:
         shape = (*q.shape[:-1], k.shape[-2])
-        keep = jnp.where(jax.random.bernoulli(key, 1 - dropout, shape), 1 / (1 - dropout), 0.0).astype(jnp.float32)
+        kept = jax.random.bernoulli(key, jnp.float32(1 - dropout), shape)
+        keep = jnp.where(kept, 1 / (1 - dropout), 0.0).astype(jnp.float32)
     return softmax_attention(q, k, v, keep)
 
 

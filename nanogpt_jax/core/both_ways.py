@@ -19,6 +19,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+from nanogpt_jax.core.switches import promised
+
 Leaves = Sequence[Array]
 
 
@@ -69,11 +71,13 @@ class _Linear:
             primals, _ = self._tree.unflatten(known)
             of = iter(moving)
             d = tuple(next(of) if moves else _no_tangent(x) for x, moves in zip(primals, self._moves, strict=True))
-            return jax.tree.leaves(jax.jvp(self._function, primals, d)[1])
+            with promised():  # reverse mode comes here when the function itself is done
+                return jax.tree.leaves(jax.jvp(self._function, primals, d)[1])
 
         def pulled(known: Leaves, d: Leaves) -> Leaves:
             primals, saved = self._tree.unflatten(known)
-            gradients = zip(self._backward(saved, tree.unflatten(d)), primals, self._moves, strict=True)
+            with promised():
+                gradients = zip(self._backward(saved, tree.unflatten(d)), primals, self._moves, strict=True)
             return [jnp.zeros_like(x) if g is None else g for g, x, moves in gradients if moves]
 
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -63,10 +63,10 @@ class Linear(nn.Module):
         if self.has_variable(ROWS, "kernel"):
             y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
         else:
-            kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
+            kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features), jnp.float32)
             y = ops.linear(x.astype(self.dtype), sharding.gathered(kernel.astype(self.dtype), self.name))
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
             y += sharding.gathered(bias, self.name)
         return y
 
@@ -78,8 +78,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if self.use_bias else None
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32) if self.use_bias else None
         return ops.layer_norm(x, scale, bias, LAYER_NORM_EPSILON)
 
 

@@ -21,6 +21,7 @@ from nanogpt_jax.core.config import require_at_least
 from nanogpt_jax.core.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import Cache, require_tokens
+from nanogpt_jax.core.switches import as_promised
 from nanogpt_jax.core.train_step import Params
 
 Weights = dict[str, Any]
@@ -75,6 +76,7 @@ class Generation(NamedTuple):
     cache: Cache
 
 
+@as_promised
 def generate(
     model: nn.Module,
     params: Params,
@@ -248,7 +250,7 @@ def _categorical(key: PRNGKeyArray, logits: Float[Array, " V"]) -> Int[Array, ""
     In two steps, the largest number and then its place, because XLA:CPU takes the noise's logarithms one by one where
     they are computed inside `argmax`.
     """
-    noisy = logits + jax.random.gumbel(key, logits.shape)
+    noisy = logits + jax.random.gumbel(key, logits.shape, jnp.float32, mode="low")
     here = noisy >= jnp.max(noisy)
     last = len(logits) - 1  # where there is no largest, because logits are NaN
     return jnp.min(jnp.where(here, jnp.arange(len(logits), dtype=jnp.int32), last))

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.core.model import require_tokens
+from nanogpt_jax.core.switches import as_promised
 
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
@@ -55,6 +56,7 @@ class TrainState:
     seed: Int[Array, ""]
 
 
+@as_promised
 def init_params(model: nn.Module, seed: int | Int[Array, ""]) -> Params:
     """Fresh parameters of `model`, a pure function of `seed`, which is below 2**32.
 
@@ -68,11 +70,13 @@ def _init_params(model: nn.Module, seed: Int[Array, ""]) -> Params:
     return model.init(purpose_key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
+@as_promised
 def init_state(params: Params, tx: optax.GradientTransformation, seed: int | Int[Array, ""]) -> TrainState:
     """The state before the first update: `params` as they are, and what `tx` starts with."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(seed, jnp.uint32))
 
 
+@as_promised
 def abstract_state(model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
     """The shapes and types of a state of `model` and `tx`: nothing is computed."""
     return jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0))
@@ -81,9 +85,12 @@ def abstract_state(model: nn.Module, tx: optax.GradientTransformation) -> TrainS
 def purpose_key(seed: int | Int[Array, ""], purpose: str) -> PRNGKeyArray:
     """The root key of one use of randomness; different purposes under one seed draw independently."""
     purposes = ("init", "dropout", "sample")
-    return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), purposes.index(purpose))
+    # What jax.random.key makes of a seed of 32 bits, but for the switches it reads.
+    words = jnp.stack([jnp.zeros((), jnp.uint32), jnp.asarray(seed, jnp.uint32)])
+    return jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), purposes.index(purpose))
 
 
+@as_promised
 def loss_fn(
     model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
 ) -> Float[Array, ""]:
@@ -141,7 +148,7 @@ def make_train_step(
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return as_promised(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)))
 
 
 def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:
@@ -179,4 +186,4 @@ def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B
     def eval_step(params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
         return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None)
 
-    return jax.jit(eval_step)
+    return as_promised(jax.jit(eval_step))

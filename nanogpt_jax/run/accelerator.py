@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 
 from nanogpt_jax.core.errors import UserError, in_short
+from nanogpt_jax.core.switches import set_aside
 from nanogpt_jax.data.assets import cache_folder
 from nanogpt_jax.data.commands import to_install
 
@@ -45,6 +46,8 @@ def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> s
     before the first array is made. Raises `UserError` that says what is missing: its support, the device, or the right
     name in the environment's JAX_PLATFORMS.
     """
+    if switches := set_aside():
+        print(f"set aside, so that a seed and a number mean the same everywhere: {' '.join(switches)}", file=sys.stderr)
     if requested == "cpu":  # else JAX takes the fastest kind it finds, or what the environment names
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_platform_name", "cpu")
