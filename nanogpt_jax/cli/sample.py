@@ -36,6 +36,7 @@ from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
 from nanogpt_jax.data.unknown import UNKNOWN, rescue
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.faults import memory_in_one_line
 from nanogpt_jax.run.run_folder import newest_run
 from nanogpt_jax.weights.loading import Weights, open_weights
 
@@ -97,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
     description = "Draw text from a trained model; it appears as it is made."
     settings = read_settings(SampleSettings, argv, "sample", description)
     use_accelerator(settings.accelerator)
-    sample_text(settings)
+    with memory_in_one_line(settings, ("num_samples", "max_new_tokens")):
+        sample_text(settings)
     return OK
 
 

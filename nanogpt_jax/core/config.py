@@ -23,6 +23,8 @@ PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 MAX_VOCAB_SIZE = 65_536  # token files hold uint16
 MAX_SEED = 2**32 - 1
 MAX_INT = 2**31 - 1  # counters on the devices are int32
+MAX_LAYERS = 10_000
+MAX_PARAMETERS = 10**13
 PLACEMENT = "devices"  # the group of settings that say where a run runs, and so are not part of what it is
 
 
@@ -64,6 +66,13 @@ class GPTConfig:
             require_at_least(name, getattr(self, name), 1)
         require_32_bits(self)
         require_at_most("vocab_size", self.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
+        require_at_most("n_layer", self.n_layer, MAX_LAYERS, "each layer is compiled by itself")
+        parameters = self.n_embd * (self.vocab_size + self.block_size + 12 * self.n_layer * self.n_embd)
+        if parameters > MAX_PARAMETERS:
+            raise UserError(
+                f"n_embd={self.n_embd} with n_layer={self.n_layer} and block_size={self.block_size} is a model of "
+                f"{parameters:.0e} parameters, where machines hold {MAX_PARAMETERS:.0e}; lower one of them"
+            )
         if self.n_embd % self.n_head:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise UserError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; try n_embd={near}")

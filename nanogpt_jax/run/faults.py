@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +21,10 @@ from nanogpt_jax.data.process import ENDING, noted
 from nanogpt_jax.weights.checkpoint import how_to_go_on
 
 _LOCK = ".lock"
+
+
+SIZES = ("batch_size", "block_size", "n_layer", "n_embd")
+"""What the memory of a training run goes by."""
 
 
 class Stopped(Exception):
@@ -99,15 +103,12 @@ def refusals_in_one_line(settings: Settings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def memory_in_one_line(settings: Settings) -> Iterator[None]:
-    """Make `RunFailed` of too little memory."""
+def memory_in_one_line(settings: object, sizes: Sequence[str] = SIZES) -> Iterator[None]:
+    """Make `RunFailed` of too little memory, which names the settings that ask for most, the first one first."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sizes = ", ".join(f"{name}={getattr(settings, name)}" for name in _SIZES)
-        raise RunFailed(f"out of memory with {sizes}; lower one of them, batch_size first") from error
-
-
-_SIZES = ("batch_size", "block_size", "n_layer", "n_embd")
+        asked = ", ".join(f"{name}={getattr(settings, name)}" for name in sizes)
+        raise RunFailed(f"out of memory with {asked}; lower one of them, {sizes[0]} first") from error

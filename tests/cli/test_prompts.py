@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nanogpt_jax.cli import sample
 from nanogpt_jax.cli.sample import SampleSettings, TextSettings, prompt_text, sample_text
+from nanogpt_jax.core import sampling
 from nanogpt_jax.core.config import Settings
-from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data.prepare import prepare_text
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from nanogpt_jax.lens.command import LensSettings, rendered
@@ -78,6 +80,15 @@ def test_what_is_sampled_begins_with_what_was_read(of_one_line: Path) -> None:
     assert done.status == 0 and done.out.startswith("t be")
     done = command("sample.py", "--out_dir=out", "--start=é", "--unknown=drop", cwd=of_one_line)
     assert done.status == 2 and "the prompt is empty" in done.err
+
+
+def test_more_texts_than_memory_holds_are_one_line(of_one_line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sampling, "begin", refuse)
+    with pytest.raises(RunFailed, match=r"^out of memory with num_samples=9, max_new_tokens=500; lower one of them"):
+        sample.main([f"--out_dir={of_one_line / 'out'}", "--num_samples=9", "--accelerator=cpu"])
 
 
 def test_a_text_shorter_than_a_block_names_what_fits(tmp_path: Path) -> None:

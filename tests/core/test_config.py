@@ -32,6 +32,8 @@ def test_presets_are_those_of_the_references():
     ("changes", "message"),
     [
         ({"n_embd": 130, "n_head": 4}, r"n_embd=130 is not a multiple of n_head=4; try n_embd=128"),
+        ({"n_layer": 10**6}, "n_layer=1000000 is larger than 10000"),
+        ({"n_embd": 2**31 - 4}, r"n_embd=2147483644 with n_layer=4 .* 2e\+20 parameters, .*; lower one of them"),
         ({"n_layer": 0}, "n_layer=0 is smaller than 1"),
         ({"dropout": 1.0}, r"dropout=1.0 is outside \[0, 1\)"),
         ({"learning_rate": float("nan")}, "learning_rate=nan is not a finite number"),
