@@ -77,8 +77,8 @@ def as_promised(function: _F) -> _F:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not getattr(jax.config, _PARTITIONABLE) and _is_traced((args, kwargs)):
             raise UserError(
-                f"{_PARTITIONABLE.upper()}=0 changes what a seed means inside a compiled program; unset it, or compile "
-                "within jax.threefry_partitionable(True)"
+                f"{_PARTITIONABLE.upper()}=0 changes what a seed means inside a compiled program; leave it out, or "
+                "compile within jax.threefry_partitionable(True)"
             )
         with promised():
             return function(*args, **kwargs)
