@@ -71,7 +71,8 @@ def places(document, at=()):
 
 def changed(document, changes):
     """A JSON document after the changes that were drawn."""
-    for kind, number, value in copy.deepcopy(changes):  # what one puts in, a later one may change
+    for kind, number, drawn in changes:
+        value = copy.deepcopy(drawn)  # one object may be drawn twice, and would be put into itself
         paths = [path for path in itertools.islice(places(document), 2000) if path]
         if not paths:
             return document
