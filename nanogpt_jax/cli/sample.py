@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, no_type_check
 
 import jax
 import numpy as np
@@ -74,6 +74,9 @@ class TextSettings:
         return SamplingConfig(self.temperature, self.top_k, self.top_p, vocab_size)
 
 
+no_type_check(TextSettings.__init__)  # its __post_init__ says what is wrong, in a user's words
+
+
 @dataclass(frozen=True)
 class SampleSettings(TextSettings):
     """The settings of `sample.py`."""
@@ -91,6 +94,9 @@ class SampleSettings(TextSettings):
             require_at_least(name, getattr(self, name), 1)
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("quantize", self.quantize, QUANTIZE)
+
+
+no_type_check(SampleSettings.__init__)  # likewise
 
 
 def main(argv: Sequence[str]) -> int:

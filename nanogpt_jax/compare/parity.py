@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -57,6 +57,7 @@ BFLOAT16 = Tolerances(1e-1, 1e-3, 5e-2, None, 2e-2, 2e-2, 1e-9, None)
 GRADIENT_ROUNDING = 1e-9
 
 
+@runtime_checkable
 class Side(Protocol):
     """A model and its optimizer, in PyTorch or here: numpy in, numpy out, parameters as the trees of `model.py`."""
 

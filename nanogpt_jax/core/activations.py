@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from nanogpt_jax.core import ops
 from nanogpt_jax.core.model import GPT, Block
@@ -47,8 +47,8 @@ class Predictions(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def read(model: nn.Module, params: Params, tokens: Int[Array, " T"]) -> Reading:
-    """Read T tokens, at most `block_size`, in one forward pass without dropout."""
+def read(model: nn.Module, params: Params, tokens: Int[Array, " T"] | Shaped[Array, ...]) -> Reading:
+    """Read T tokens, at most `block_size`, in one forward pass without dropout; `UserError` for other arrays."""
     T = len(tokens)
     logits, noted = model.apply(
         {"params": params}, tokens[None], capture_intermediates=_is_worth_noting, mutable=["intermediates"]
@@ -67,7 +67,7 @@ def _is_worth_noting(module: nn.Module, method: str) -> bool:
     return method == "__call__" and (isinstance(module, Block) or module.name in ("drop", "c_attn"))
 
 
-def _attention(qkv: Float[Array, "T 3*C"], heads: int) -> Float[Array, "H T T"]:
+def _attention(qkv: Float[Array, "T QKV"], heads: int) -> Float[Array, "{heads} T T"]:
     """softmax(q k^T / sqrt(D)) with the future masked out: what the fused kernels never write down."""
     q, k, _ = (x[0].astype(jnp.float32) for x in ops.split_heads(qkv, 1, heads))
     scores = jnp.einsum("htd,hsd->hts", q, k) / math.sqrt(q.shape[-1])

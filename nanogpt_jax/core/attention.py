@@ -16,6 +16,9 @@ from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.sharding import on_own_heads
 from nanogpt_jax.core.softmax_attention import MASKED, softmax_attention
 
+Position = Int[Array, ""] | int
+"""Of the first of some tokens, counted from 0."""
+
 # Splash attention reads so many positions at a time; sequences of other lengths take the plain kernel.
 SPLASH_BLOCK = 128
 
@@ -69,7 +72,7 @@ def cached_attention(
     q: Float[Array, "N T D"],
     k: Float[Array, "N S D"],
     v: Float[Array, "N S D"],
-    position: Int[Array, ""],
+    position: Position,
 ) -> Float[Array, "N T D"]:
     """T new positions, the first of which is `position`, attend to a cache that already holds their own keys.
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints, no_type_check
 
 from nanogpt_jax.core.errors import UserError, did_you_mean
 
@@ -89,6 +89,9 @@ class GPTConfig:
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have a bias."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
+
+
+no_type_check(GPTConfig.__init__)  # its __post_init__ says what is wrong, in a user's words
 
 
 def setting(default: Any, group: str, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -234,6 +237,8 @@ class Settings:
         """Tokens that one update learns from."""
         return self.gradient_accumulation_steps * self.batch_size * self.block_size
 
+
+no_type_check(Settings.__init__)  # likewise
 
 _GPT2 = dict(
     dataset="openwebtext", vocab_size=50304, batch_size=12, block_size=1024, gradient_accumulation_steps=40,

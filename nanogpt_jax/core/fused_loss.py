@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from nanogpt_jax.core.both_ways import both_ways
 
@@ -62,7 +62,7 @@ def _chunk(
     return jnp.sum(weights * losses), losses, weights[..., None] * (jnp.exp(logits - log_sums) - hot)
 
 
-def _chunks(*arrays: Float[Array, "B T *rest"]) -> tuple[Float[Array, "n B t *rest"], ...]:
+def _chunks(*arrays: Shaped[Array, "B T ..."]) -> tuple[Shaped[Array, "n B t ..."], ...]:
     """Each array cut along T, the parts in front."""
     T = arrays[0].shape[1]
     n = max(n for n in range(1, CHUNKS + 1) if T % n == 0)

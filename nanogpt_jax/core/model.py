@@ -17,10 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from nanogpt_jax.core import ops, sharding
-from nanogpt_jax.core.attention import cached_attention, causal_attention
+from nanogpt_jax.core.attention import Position, cached_attention, causal_attention
 from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import ROWS, Rows, times
 from nanogpt_jax.core.errors import UserError
@@ -37,6 +37,10 @@ _ACTIVATIONS = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+
+
+Text = Int[ops.AnyArray, "B T"] | Shaped[ops.AnyArray, "..."]
+"""Tokens that a model is given to read: integers (B, T). It may be given any array: `UserError` says what is wrong."""
 
 
 class KeyValues(NamedTuple):
@@ -97,7 +101,7 @@ class CausalSelfAttention(nn.Module):
         batch: int,
         train: bool,
         cache: KeyValues | None,
-        position: Int[Array, ""] | int,
+        position: Position,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
@@ -145,7 +149,7 @@ class Block(nn.Module):
         batch: int,
         train: bool,
         cache: KeyValues | None,
-        position: Int[Array, ""] | int,
+        position: Position,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         y, cache = self.attn(self.ln_1(x), batch, train, cache, position)
         x = x + y
@@ -182,34 +186,32 @@ class GPT(nn.Module):
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
 
-    def __call__(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T V"]:
+    def __call__(self, idx: Text, *, train: bool = False) -> Float[Array, "B T V"]:
         """Logits of the token after each position, in float32. With `train`, dropout draws from the ``dropout`` rng.
 
         T is at most `block_size`.
         """
         return self.head(self.hidden(idx, train=train))
 
-    def hidden(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T C"]:
+    def hidden(self, idx: Text, *, train: bool = False) -> Float[Array, "B T C"]:
         """The residual stream after the last layer norm: what the head reads."""
         return self._blocks(idx, None, 0, train)[0]
 
     def loss(
-        self, idx: Int[Array, "B T"], targets: Int[Array, "B T"], weights: Float[Array, "B T"], *, train: bool = False
+        self, idx: Text, targets: Int[ops.AnyArray, "B T"], weights: Float[ops.AnyArray, "B T"], *, train: bool = False
     ) -> Float[Array, ""]:
         """The weighted sum of the targets' cross-entropies, in nats."""
-        x = self.hidden(idx, train=train)
+        x, targets, weights = self.hidden(idx, train=train), jnp.asarray(targets), jnp.asarray(weights)
         if self.config.tie_word_embeddings and self.config.vocab_size >= FUSED_LOSS_FROM:
             table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
             return sharding.sum_over_rows(fused_cross_entropy)(x.astype(self.dtype), table, targets, weights)
         return _weighted_cross_entropy(self.head(x), targets, weights)
 
-    def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
+    def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
         """Logits of the token after the one at `index` of the T; the head reads no other position."""
         return self.head(self.hidden(idx)[:, index])
 
-    def decode(
-        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int
-    ) -> tuple[Float[Array, "B V"], Cache]:
+    def decode(self, idx: Text, cache: Cache, position: Position) -> tuple[Float[Array, "B V"], Cache]:
         """Read T tokens that stand at `position`, ... after those in `cache`.
 
         Gives the logits after the last of them, and the cache with all of them in it. With a prompt at position 0 this
@@ -238,11 +240,11 @@ class GPT(nn.Module):
             logits = self.lm_head(flat).astype(jnp.float32)
         return logits.reshape(*x.shape[:-1], -1)
 
-    def _positions(self, position: Array | int, length: int) -> Float[Array, "T C"]:
+    def _positions(self, position: Position, length: int) -> Float[Array, "{length} C"]:
         return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
     def _blocks(
-        self, idx: Array, cache: Cache | None, position: Array | int, train: bool
+        self, idx: Text, cache: Cache | None, position: Position, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache | None]:
         B, T = _require_text(idx, self.config.vocab_size)
         if self.config.block_size < T:
@@ -251,7 +253,7 @@ class GPT(nn.Module):
                 f"{self.config.block_size}, as in idx[:, -{self.config.block_size}:]"
             )
         table = sharding.gathered(self.wte.embedding, "wte")
-        x = ops.embedding(table, idx) + ops.to_every_row(self._positions(position, T), B)
+        x = ops.embedding(table, jnp.asarray(idx)) + ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
@@ -275,24 +277,22 @@ class Bigram(nn.Module):
         # PyTorch's nn.Embedding starts from N(0, 1), and so does the notebook.
         self.wte = nn.Embed(size, size, embedding_init=nn.initializers.normal(1.0))
 
-    def __call__(self, idx: Int[Array, "B T"], *, train: bool = False) -> Float[Array, "B T V"]:
+    def __call__(self, idx: Text, *, train: bool = False) -> Float[Array, "B T V"]:
         """Logits of the token after each position."""
         _require_text(idx, self.config.vocab_size)
         return self.wte(idx)
 
     def loss(
-        self, idx: Int[Array, "B T"], targets: Int[Array, "B T"], weights: Float[Array, "B T"], *, train: bool = False
+        self, idx: Text, targets: Int[ops.AnyArray, "B T"], weights: Float[ops.AnyArray, "B T"], *, train: bool = False
     ) -> Float[Array, ""]:
         """As `GPT.loss`."""
-        return _weighted_cross_entropy(self(idx), targets, weights)
+        return _weighted_cross_entropy(self(idx), jnp.asarray(targets), jnp.asarray(weights))
 
-    def logits_at(self, idx: Int[Array, "B T"], index: Int[Array, ""] | int) -> Float[Array, "B V"]:
+    def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
         """As `GPT.logits_at`."""
         return self.wte(idx[:, index])
 
-    def decode(
-        self, idx: Int[Array, "B T"], cache: Cache, position: Int[Array, ""] | int
-    ) -> tuple[Float[Array, "B V"], Cache]:
+    def decode(self, idx: Text, cache: Cache, position: Position) -> tuple[Float[Array, "B V"], Cache]:
         """As `GPT.decode`."""
         return self.wte(idx[:, -1]), cache
 
@@ -318,17 +318,19 @@ def require_tokens(name: str, values: Any, size: int, least: int = 0) -> None:
             )
 
 
-def _require_text(idx: Any, vocab_size: int) -> tuple[int, int]:
+def _require_text(idx: Text, vocab_size: int) -> tuple[int, int]:
     """The B and T of tokens (B, T); `UserError` for anything else."""
     if idx.ndim != 2:
         raise UserError(
             f"tokens of shape {idx.shape} are not (B, T), texts side by side; give one text as tokens[None]"
         )
     require_tokens("tokens", idx, vocab_size)
-    return idx.shape
+    return idx.shape[0], idx.shape[1]
 
 
-def _weighted_cross_entropy(logits: Float[Array, "B T V"], targets: Array, weights: Array) -> Float[Array, ""]:
+def _weighted_cross_entropy(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> Float[Array, ""]:
     losses = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
     return jnp.sum(losses * weights.reshape(-1))
 
@@ -338,7 +340,7 @@ def _residual_std(config: GPTConfig) -> float:
     return INIT_STD / math.sqrt(2 * config.n_layer)
 
 
-def _write(old: Float[Array, "B*H S D"], new: Float[Array, "B H T D"], position: Array | int) -> Array:
+def _write(old: Float[Array, "N S D"], new: Float[Array, "B H T D"], position: Position) -> Float[Array, "N S D"]:
     # With heads and sequences on one axis, as products over them want it, XLA updates the cache in its place; with an
     # axis for each, it copies the whole cache for every token.
     return jax.lax.dynamic_update_slice_in_dim(old, _of_each_head(new).astype(old.dtype), position, axis=1)

@@ -13,9 +13,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nanogpt_jax.core.both_ways import both_ways
+
+AnyArray = Array | np.ndarray
+"""What JAX computes with: its own arrays, traced or not, and numpy's."""
 
 # Up to this many rows a table's gradient is a product with one-hot rows; above it, a scatter.
 ONE_HOT_ROWS = 1024
@@ -108,7 +112,7 @@ embedding.defvjp(_embedding_forward, _embedding_backward)
 
 
 @partial(both_ways, nondiff_argnums=(1,))
-def to_every_row(table: Float[Array, "T C"], batch: int) -> Float[Array, "B T C"]:
+def to_every_row(table: Float[Array, "T C"], batch: int) -> Float[Array, "{batch} T C"]:
     """The same rows for each of `batch` sequences. Their gradient, a sum over sequences, is a product with ones."""
     return jnp.broadcast_to(table, (batch, *table.shape))
 
@@ -126,9 +130,11 @@ to_every_row.defvjp(_to_every_row_forward, _to_every_row_backward)
 
 @partial(both_ways, nondiff_argnums=(1, 2))
 def split_heads(
-    qkv: Float[Array, "N 3*C"], batch: int, heads: int
-) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T D"], Float[Array, "B H T D"]]:
-    """Queries, keys and values of each head from rows that hold all three side by side."""
+    qkv: Float[Array, "N QKV"], batch: int, heads: int
+) -> tuple[
+    Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"]
+]:
+    """Queries, keys and values of each head from rows that hold all three side by side, each of width H D."""
     q, k, v = qkv.reshape(batch, -1, 3, heads, qkv.shape[1] // (3 * heads)).transpose(2, 0, 3, 1, 4)
     return q, k, v
 
@@ -144,7 +150,7 @@ def _split_heads_backward(batch: int, heads: int, _: None, d: tuple[Array, Array
 split_heads.defvjp(_split_heads_forward, _split_heads_backward)
 
 
-def merge_heads(y: Float[Array, "B H T D"]) -> Float[Array, "N C"]:
+def merge_heads(y: Float[Array, "B H T D"]) -> Float[Array, "B*T H*D"]:
     """The heads of each position side by side."""
     return y.swapaxes(1, 2).reshape(y.shape[0] * y.shape[2], -1)
 

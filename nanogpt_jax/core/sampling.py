@@ -8,6 +8,7 @@ Past `block_size` the model reads the last `block_size` tokens anew for every to
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,14 +16,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 
 from nanogpt_jax.core.config import require_at_least
 from nanogpt_jax.core.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import Cache, require_tokens
+from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised
 from nanogpt_jax.core.train_step import Params
+
+Prompt = Int[AnyArray, " P"] | Int[AnyArray, "1 P"] | Shaped[AnyArray, "..."] | Sequence[Any]
+"""One text's tokens: integers (P,) or, as nanoGPT has it, (1, P). `UserError` says what is wrong with others."""
 
 Weights = dict[str, Any]
 """What `decoding_weights` makes of a model's parameters."""
@@ -80,14 +85,14 @@ class Generation(NamedTuple):
 def generate(
     model: nn.Module,
     params: Params,
-    prompt: Int[Array, " P"] | Int[Array, "1 P"],
+    prompt: Prompt,
     key: PRNGKeyArray,
     *,
     max_new_tokens: int,
     num_samples: int = 1,
     config: SamplingConfig = SamplingConfig(),
     quantize: Quantize = "none",
-) -> Int[Array, "S N"]:
+) -> Int[Array, "{num_samples} {max_new_tokens}"]:
     """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`, without the prompt.
 
     The tokens of a sample depend on `key` and its index alone, however many are drawn with it. Past `block_size` the
@@ -106,11 +111,11 @@ def continuations(
     model: nn.Module,
     config: SamplingConfig,
     weights: Weights,
-    prompt: Int[Array, " P"],
+    prompt: Prompt,
     key: PRNGKeyArray,
     max_new_tokens: int,
     num_samples: int,
-) -> Int[Array, "S N"]:
+) -> Int[Array, "{num_samples} {max_new_tokens}"]:
     """As `generate`, from weights that are laid out for decoding: what many texts from one model share."""
     require_at_least("num_samples", num_samples, 1)
     samples = jnp.arange(num_samples, dtype=jnp.int32)
@@ -121,7 +126,9 @@ def continuations(
     return done.tokens[:, start : start + max_new_tokens]
 
 
-def begin(model: nn.Module, prompt: Array, samples: Int[Array, " B"], max_new_tokens: int) -> tuple[Generation, int]:
+def begin(
+    model: nn.Module, prompt: Prompt, samples: Int[AnyArray, " B"], max_new_tokens: int
+) -> tuple[Generation, int]:
     """A generation that has read nothing yet, and its length: the prompt in a buffer with room for `max_new_tokens`.
 
     The buffer's size is rounded up to a power of two, so that prompts of many lengths share one compiled program.
@@ -227,8 +234,11 @@ def _stages(window: int) -> list[int]:
     return [*(stage for stage in stages if stage < window), window]
 
 
-def draw(config: SamplingConfig, logits: Float[Array, "B V"], keys: PRNGKeyArray) -> Int[Array, " B"]:
+def draw(
+    config: SamplingConfig, logits: Float[AnyArray, "B V"], keys: Key[Array, " B"] | UInt32[Array, "B 2"]
+) -> Int[Array, " B"]:
     """One token for each row of logits, each row under its own key."""
+    logits = jnp.asarray(logits)
     if config.vocab_size is not None:
         logits = logits[:, : config.vocab_size]
     if config.temperature == 0:
@@ -256,7 +266,7 @@ def _categorical(key: PRNGKeyArray, logits: Float[Array, " V"]) -> Int[Array, ""
     return jnp.min(jnp.where(here, jnp.arange(len(logits), dtype=jnp.int32), last))
 
 
-def _keep_at_least(logits: Array, threshold: Float[Array, "B 1"]) -> Array:
+def _keep_at_least(logits: Float[Array, "B V"], threshold: Float[Array, "B 1"]) -> Float[Array, "B V"]:
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 

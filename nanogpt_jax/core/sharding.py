@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -98,7 +98,7 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh | AbstractMesh, state: Any) -> Any:
     """Where every array of a tree of parameters, or of a `TrainState`, is stored.
 
     The optimizer's moments have the paths of their parameters inside their own, and so lie as those do.
@@ -184,7 +184,11 @@ def gathered(x: Float[Array, "*K M"], layer: str) -> Float[Array, "*K M"]:
     return _constrained(x, used) if layer == "wte" and sizes["tensor"] > 1 else x
 
 
-def split_heads(qkv: Float[Array, "N 3*C"], batch: int, heads: int) -> tuple[Array, Array, Array]:
+def split_heads(
+    qkv: Float[Array, "N QKV"], batch: int, heads: int
+) -> tuple[
+    Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"]
+]:
     """`ops.split_heads` of columns in the order that a gathered ``c_attn`` gives them: by device, then q, k and v."""
     groups = _head_groups()
     if groups == 1:
@@ -194,7 +198,7 @@ def split_heads(qkv: Float[Array, "N 3*C"], batch: int, heads: int) -> tuple[Arr
     return q, k, v
 
 
-def _by_device(qkv: Float[Array, "*K 3*C"]) -> Float[Array, "*K 3*C"]:
+def _by_device(qkv: Float[Array, "*K QKV"]) -> Float[Array, "*K QKV"]:
     """Columns of queries, keys and values in another order: those of one device's heads side by side."""
     groups = _head_groups()
     if groups == 1:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Int32, Integer, PRNGKeyArray, UInt32
 
 from nanogpt_jax.core.model import require_tokens
+from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised
 
 Params = Any
 Metrics = dict[str, Float[Array, ""]]
+
+Seed = int | np.integer | Integer[AnyArray, ""]
 
 IGNORED = -1
 """A target that nothing is to be learnt from: nanoGPT's `ignore_index`."""
@@ -35,8 +39,8 @@ class Batch(NamedTuple):
         targets: the same, one position on, or `IGNORED`.
     """
 
-    tokens: Int[Array, "*A B T"]
-    targets: Int[Array, "*A B T"]
+    tokens: Int[AnyArray, "*A B T"]
+    targets: Int[AnyArray, "*A B T"]
 
 
 @flax.struct.dataclass
@@ -50,14 +54,17 @@ class TrainState:
         seed: what dropout's keys are derived from, with the step; a uint32 scalar.
     """
 
-    step: Int[Array, ""]
+    step: Int32[Array, ""]
     params: Params
     opt_state: optax.OptState
-    seed: Int[Array, ""]
+    seed: UInt32[Array, ""]
+
+
+no_type_check(TrainState.__init__)  # a tree of this shape may hold anything: shapes, places on a mesh
 
 
 @as_promised
-def init_params(model: nn.Module, seed: int | Int[Array, ""]) -> Params:
+def init_params(model: nn.Module, seed: Seed) -> Params:
     """Fresh parameters of `model`, a pure function of `seed`, which is below 2**32.
 
     A tree of float32 arrays under GPT-2's names: ``params["h_0"]["attn"]["c_attn"]["kernel"]`` is of shape (C, 3C).
@@ -66,12 +73,12 @@ def init_params(model: nn.Module, seed: int | Int[Array, ""]) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init_params(model: nn.Module, seed: Int[Array, ""]) -> Params:
+def _init_params(model: nn.Module, seed: UInt32[Array, ""]) -> Params:
     return model.init(purpose_key(seed, "init"), jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 @as_promised
-def init_state(params: Params, tx: optax.GradientTransformation, seed: int | Int[Array, ""]) -> TrainState:
+def init_state(params: Params, tx: optax.GradientTransformation, seed: Seed) -> TrainState:
     """The state before the first update: `params` as they are, and what `tx` starts with."""
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(seed, jnp.uint32))
 
@@ -82,7 +89,7 @@ def abstract_state(model: nn.Module, tx: optax.GradientTransformation) -> TrainS
     return jax.eval_shape(lambda: init_state(init_params(model, 0), tx, 0))
 
 
-def purpose_key(seed: int | Int[Array, ""], purpose: str) -> PRNGKeyArray:
+def purpose_key(seed: Seed, purpose: str) -> PRNGKeyArray:
     """The root key of one use of randomness; different purposes under one seed draw independently."""
     purposes = ("init", "dropout", "sample")
     # What jax.random.key makes of a seed of 32 bits, but for the switches it reads.

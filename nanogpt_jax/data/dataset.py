@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Int64, UInt16
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Batch
@@ -48,8 +49,8 @@ class Shards:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        """Tokens of a slice without a step, uint16. Raises `UserError` if a file has become shorter."""
+    def __getitem__(self, part: slice) -> UInt16[np.ndarray, " N"]:
+        """Tokens of a slice without a step. Raises `UserError` if a file has become shorter."""
         start, stop, _ = part.indices(len(self))
         if stop <= start:
             return np.zeros(0, np.uint16)
@@ -62,7 +63,7 @@ class Shards:
             start, shard = self._ends[shard], shard + 1
         return np.concatenate(pieces)
 
-    def _read(self, shard: int, start: int, stop: int) -> np.ndarray:
+    def _read(self, shard: int, start: int, stop: int) -> UInt16[np.ndarray, " {stop}-{start}"]:
         first = self._ends[shard - 1] if shard else 0
         size, offset = 2 * (stop - start), 2 * (start - first)
         data = os.pread(self._files[shard], size, offset)
@@ -82,7 +83,7 @@ class Shards:
 class TokenFile(NamedTuple):
     """One split: its tokens, where they came from, and how many different ones there may be."""
 
-    tokens: Shards | np.ndarray  # (N,) uint16
+    tokens: Shards | UInt16[np.ndarray, " N"]
     path: Path
     vocab_size: int
 
@@ -144,13 +145,13 @@ def random_batch(file: TokenFile, stream: str, seed: int, index: int, shape: tup
 
 def random_starts(
     file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
-) -> np.ndarray:
+) -> Int64[np.ndarray, "*shape"]:
     """Where the windows of a random batch begin; with Philox (Salmon et al., 2011) without drawing those before it."""
     draw = np.random.Generator(np.random.Philox(key=[seed, _STREAMS[stream]], counter=[0, 0, 0, index]))
     return draw.integers(len(file.tokens) - block_size, size=shape)
 
 
-def windows(file: TokenFile, starts: np.ndarray, block_size: int) -> Batch:
+def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: int) -> Batch:
     """The windows of `block_size` tokens that begin at `starts`, int32, of shape (*starts.shape, block_size)."""
     read = np.stack([file.tokens[start : start + block_size + 1] for start in starts.ravel().tolist()])
     _check_vocabulary(file, read, None)
@@ -158,7 +159,9 @@ def windows(file: TokenFile, starts: np.ndarray, block_size: int) -> Batch:
     return Batch(read[..., :-1], read[..., 1:])
 
 
-def whole_split(file: TokenFile, batch_size: int, block_size: int) -> Iterator[tuple[Batch, np.ndarray]]:
+def whole_split(
+    file: TokenFile, batch_size: int, block_size: int
+) -> Iterator[tuple[Batch, Float32[np.ndarray, "{batch_size} {block_size}"]]]:
     """Every token of a file but its first, predicted exactly once, in file order.
 
     Yields batches of `batch_size` windows side by side, and float32 weights (batch_size, block_size): one where there
@@ -173,7 +176,9 @@ def rows_in_split(file: TokenFile, block_size: int) -> int:
     return -(-(len(file.tokens) - 1) // block_size)
 
 
-def split_rows(file: TokenFile, first: int, rows: int, block_size: int) -> tuple[Batch, np.ndarray]:
+def split_rows(
+    file: TokenFile, first: int, rows: int, block_size: int
+) -> tuple[Batch, Float32[np.ndarray, "{rows} {block_size}"]]:
     """Windows `first` to `first + rows` of `whole_split`, and their weights; past the end of the file both are 0."""
     start, size = first * block_size, rows * block_size
     tokens = file.tokens[start : start + size + 1]
@@ -198,7 +203,7 @@ def digest(file: TokenFile) -> str:
 _CHUNKS_DIGESTED = 32
 
 
-def _check_vocabulary(file: TokenFile, tokens: np.ndarray, start: int | None) -> None:
+def _check_vocabulary(file: TokenFile, tokens: UInt16[np.ndarray, ...], start: int | None) -> None:
     """Refuse tokens outside the vocabulary, which an embedding would silently take for the last one."""
     if tokens.size and tokens.max() >= file.vocab_size:
         where = "" if start is None else f" at position {start + int(np.argmax(tokens >= file.vocab_size)):,}"

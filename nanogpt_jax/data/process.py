@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -74,10 +74,21 @@ def readers_may_leave(left: Callable[[], object]) -> Iterator[None]:
         yield
 
 
+@runtime_checkable
+class _Stream(Protocol):
+    """What is asked of a standard stream, which in a notebook or under a test is none of the system's files."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+    def fileno(self) -> int: ...
+
+
 class _Output:
     """A stream that does not mind when its reader has gone."""
 
-    def __init__(self, stream: TextIO, left: Callable[[], object]) -> None:
+    def __init__(self, stream: _Stream, left: Callable[[], object]) -> None:
         self._stream, self._left = stream, left
 
     def write(self, text: str) -> None:
@@ -85,6 +96,9 @@ class _Output:
 
     def flush(self) -> None:
         self._while_read(self._stream.flush)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -13,7 +13,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 """Of a vocabulary that token files can hold, uint16."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the rest of the project knows of a tokenizer."""
 
@@ -188,7 +189,7 @@ class BPETokenizer(ByteBPE):
 
     MIN_VOCAB_SIZE = 257  # the bytes and <|endoftext|>
 
-    def __init__(self, merges: Iterable[str]) -> None:
+    def __init__(self, merges: Iterable[object]) -> None:
         """`merges` are pairs of pieces with a space between them, in GPT-2's alphabet, the first learned first.
 
         Raises `UserError` for a merge that is no such pair or joins pieces not made before it.
@@ -304,7 +305,7 @@ def byte_alphabet() -> tuple[str, ...]:
     return tuple(chr(b) if chr(b).isprintable() and chr(b) != " " else chr(next(blank)) for b in range(256))
 
 
-def _pieces(merges: Sequence[str]) -> list[str]:
+def _pieces(merges: Sequence[object]) -> list[str]:
     """All pieces that `merges` make, the 256 single bytes first. Two merges may make the same piece."""
     pieces = dict.fromkeys(byte_alphabet())
     for merge in merges:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import no_type_check
 
 import flax.linen as nn
 import jax
@@ -59,6 +60,9 @@ class LensSettings(TextSettings):
             require_at_least("max_new_tokens", self.max_new_tokens, 0)
         if not self.html or is_dir(Path(self.html)):
             raise UserError(f"html={self.html!r} is a folder; name a file")
+
+
+no_type_check(LensSettings.__init__)  # its __post_init__ says what is wrong, in a user's words
 
 
 def main(argv: Sequence[str]) -> int:
