@@ -96,21 +96,21 @@ class _Kept(policies.PreservationPolicy):
 class _FilesHandler(AsyncCheckpointHandler):
     """Writes plain files, and at the end the sums of all files of the checkpoint."""
 
-    async def async_save(self, directory: Path, args: _FilesArgs) -> list[Any]:
+    async def async_save(self, directory: os.PathLike[str], args: _FilesArgs) -> list[Any]:
         return [CommitFutureAwaitingContractedSignals(self._write(directory, args.files), name="files")]
 
-    def save(self, directory: Path, args: _FilesArgs) -> None:
+    def save(self, directory: os.PathLike[str], args: _FilesArgs) -> None:
         raise NotImplementedError("checkpoints are saved in the background")
 
-    def restore(self, directory: Path, args: Any = None) -> None:
+    def restore(self, directory: os.PathLike[str], args: Any = None) -> None:
         raise NotImplementedError("files are read as files")
 
-    async def _write(self, directory: Path, files: Mapping[str, bytes]) -> None:
+    async def _write(self, directory: os.PathLike[str], files: Mapping[str, bytes]) -> None:
         if jax.process_index() == 0:
             for name, data in files.items():
                 _write(Path(directory) / name, data)
 
-    def finalize(self, directory: Path) -> None:
+    def finalize(self, directory: os.PathLike[str]) -> None:
         here = Path(directory)
         files = sorted(path for path in here.parent.glob("*/**/*") if path.is_file())
         sums = {Path(os.path.relpath(path, here)).as_posix(): sum_of(path) for path in files}
