@@ -22,6 +22,8 @@ from jaxtyping import Array
 from nanogpt_jax.core.switches import promised
 
 Leaves = Sequence[Array]
+Rule = Callable[..., Any]
+Shapes = tuple[tuple[tuple[int, ...], Any], ...]  # each with its dtype
 
 
 class both_ways:  # a decorator, as `jax.custom_vjp` is
@@ -30,12 +32,12 @@ class both_ways:  # a decorator, as `jax.custom_vjp` is
     Each argument is an array or None; those at `nondiff_argnums`, the last ones, are static.
     """
 
-    def __init__(self, function: Callable, nondiff_argnums: tuple[int, ...] = ()) -> None:
+    def __init__(self, function: Rule, nondiff_argnums: tuple[int, ...] = ()) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._call = jax.custom_jvp(function, nondiff_argnums=nondiff_argnums)
 
-    def defvjp(self, forward: Callable, backward: Callable, plain: Callable | None = None) -> None:
+    def defvjp(self, forward: Rule, backward: Rule, plain: Rule | None = None) -> None:
         """``forward(*args) -> (value, saved)`` and ``backward(*static, saved, dvalue) -> gradients``, one an argument.
 
         Forward mode follows `plain`, another way to write the function, or the function itself. A gradient of None is
@@ -58,31 +60,31 @@ class both_ways:  # a decorator, as `jax.custom_vjp` is
 class _Linear:
     """The map from tangents of a function's arguments to those of its value, at `primals`."""
 
-    def __init__(self, function: Callable, backward: Callable, primals: tuple, saved: Any) -> None:
+    def __init__(self, function: Rule, backward: Rule, primals: tuple[Any, ...], saved: Any) -> None:
         self._function, self._backward = function, backward
         self._known, self._tree = jax.tree.flatten((primals, saved))
         self._moves = [x is not None and jnp.issubdtype(x.dtype, jnp.inexact) for x in primals]
 
-    def __call__(self, value: Any, tangents: tuple) -> Any:
+    def __call__(self, value: Any, tangents: tuple[Any, ...]) -> Any:
         leaves, tree = jax.tree.flatten(value)
         moving = [d for d, moves in zip(tangents, self._moves, strict=True) if moves]
 
         def pushed(known: Leaves, moving: Leaves) -> Leaves:
-            primals, _ = self._tree.unflatten(known)
+            primals, _ = jax.tree.unflatten(self._tree, known)
             of = iter(moving)
             d = tuple(next(of) if moves else _no_tangent(x) for x, moves in zip(primals, self._moves, strict=True))
             with promised():  # reverse mode comes here when the function itself is done
                 return jax.tree.leaves(jax.jvp(self._function, primals, d)[1])
 
         def pulled(known: Leaves, d: Leaves) -> Leaves:
-            primals, saved = self._tree.unflatten(known)
+            primals, saved = jax.tree.unflatten(self._tree, known)
             with promised():
-                gradients = zip(self._backward(saved, tree.unflatten(d)), primals, self._moves, strict=True)
+                gradients = zip(self._backward(saved, jax.tree.unflatten(tree, d)), primals, self._moves, strict=True)
             return [jnp.zeros_like(x) if g is None else g for g, x, moves in gradients if moves]
 
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         rules = {"pushed": pushed, "pulled": pulled, "shapes": shapes, "split": len(self._known)}
-        return tree.unflatten(_linear.bind(*self._known, *moving, **rules))
+        return jax.tree.unflatten(tree, _linear.bind(*self._known, *moving, **rules))
 
 
 def _no_tangent(x: Array | None) -> np.ndarray | None:
@@ -94,19 +96,19 @@ _linear.multiple_results = True
 
 
 @_linear.def_impl
-def _evaluated(*args: Array, pushed: Callable, split: int, **_: Any) -> Leaves:
+def _evaluated(*args: Array, pushed: Rule, split: int, **_: Any) -> Leaves:
     return pushed(args[:split], args[split:])
 
 
 @_linear.def_abstract_eval
-def _abstract(*_: Any, shapes: tuple, **__: Any) -> list[jax.core.ShapedArray]:
+def _abstract(*_: Any, shapes: Shapes, **__: Any) -> list[jax.core.ShapedArray]:
     return [jax.core.ShapedArray(*shape) for shape in shapes]
 
 
 mlir.register_lowering(_linear, mlir.lower_fun(_evaluated, multiple_results=True))
 
 
-def _transposed(d: Sequence[Any], *args: Any, pulled: Callable, split: int, **_: Any) -> list[Any]:
+def _transposed(d: Sequence[Any], *args: Any, pulled: Rule, split: int, **_: Any) -> list[Any]:
     gradients = pulled(args[:split], [ad.instantiate_zeros(each) for each in d])
     asked = [ad.is_undefined_primal(x) for x in args[split:]]  # of the others, the tangent is known to be zero
     return [None] * split + [g if wanted else None for g, wanted in zip(gradients, asked, strict=True)]
@@ -126,7 +128,7 @@ def _differentiated(primals: Sequence[Array], tangents: Sequence[Any], **rules: 
 
 
 def _batched(
-    args: Sequence[Array], axes: Sequence[int | None], *, pushed: Callable, pulled: Callable, shapes: tuple, split: int
+    args: Sequence[Array], axes: Sequence[int | None], *, pushed: Rule, pulled: Rule, shapes: Shapes, split: int
 ) -> tuple[Leaves, list[int]]:
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     known, moving = args[:split], args[split:]

@@ -200,18 +200,19 @@ class Settings:
 
     def _check_placement(self) -> None:
         require_at_least("connect_timeout", self.connect_timeout, 1)
-        job = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
-        if all(value is None for value in job.values()):
+        coordinator, processes, process_id = self.coordinator, self.num_processes, self.process_id
+        if coordinator is None and processes is None and process_id is None:
             return
-        for name, value in job.items():
-            if value is None:
-                raise UserError(f"{name} is missing; give all three, coordinator, num_processes and process_id")
-        host, _, port = self.coordinator.rpartition(":")
+        if coordinator is None or processes is None or process_id is None:
+            job = {"coordinator": coordinator, "num_processes": processes, "process_id": process_id}
+            missing = next(name for name, value in job.items() if value is None)
+            raise UserError(f"{missing} is missing; give all three, coordinator, num_processes and process_id")
+        host, _, port = coordinator.rpartition(":")
         if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
-            raise UserError(f"coordinator={self.coordinator!r} is not HOST:PORT; give the address of process 0")
-        require_at_least("num_processes", self.num_processes, 1)
-        require_at_least("process_id", self.process_id, 0)
-        require_at_most("process_id", self.process_id, self.num_processes - 1, "processes are counted from 0")
+            raise UserError(f"coordinator={coordinator!r} is not HOST:PORT; give the address of process 0")
+        require_at_least("num_processes", processes, 1)
+        require_at_least("process_id", process_id, 0)
+        require_at_most("process_id", process_id, processes - 1, "processes are counted from 0")
 
     def gpt_config(self, vocab_size: int) -> GPTConfig:
         """The model's shape for a tokenizer of `vocab_size` tokens, padded to `self.vocab_size` where that is larger.

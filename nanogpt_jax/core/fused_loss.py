@@ -15,6 +15,9 @@ from nanogpt_jax.core.both_ways import both_ways
 
 CHUNKS = 8
 
+Chunk = tuple[Float[Array, "*n B t C"], Int[Array, "*n B t"], Float[Array, "*n B t"]]
+"""Some positions' x, targets and weights."""
+
 
 @both_ways
 def fused_cross_entropy(
@@ -25,12 +28,12 @@ def fused_cross_entropy(
     T is cut into `CHUNKS` parts, or the next smaller number that divides it: B, which may be spread over devices, is
     not.
     """
-    return jax.lax.map(lambda chunk: _chunk(*chunk, table)[0], _chunks(x, targets, weights)).sum()
+    return jax.lax.map(lambda chunk: _chunk(chunk, table)[0], _chunks(x, targets, weights)).sum()
 
 
-def _forward(x: Array, table: Array, targets: Array, weights: Array) -> tuple[Array, tuple]:
-    def step(dtable: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array, Array]]:
-        loss, losses, dlogits = _chunk(*chunk, table)
+def _forward(x: Array, table: Array, targets: Array, weights: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    def step(dtable: Array, chunk: Chunk) -> tuple[Array, tuple[Array, Array, Array]]:
+        loss, losses, dlogits = _chunk(chunk, table)
         dlogits = dlogits.astype(x.dtype)
         dx = jnp.einsum("btv,vc->btc", dlogits, table, preferred_element_type=jnp.float32)
         dtable += jnp.einsum("btv,btc->vc", dlogits, chunk[0], preferred_element_type=jnp.float32)
@@ -51,9 +54,10 @@ fused_cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunk(
-    x: Float[Array, "B t C"], targets: Int[Array, "B t"], weights: Float[Array, "B t"], table: Float[Array, "V C"]
+    chunk: Chunk, table: Float[Array, "V C"]
 ) -> tuple[Float[Array, ""], Float[Array, "B t"], Float[Array, "B t V"]]:
     """A chunk's weighted loss, each target's own, and the gradient of the logits: weights * (softmax - one-hot)."""
+    x, targets, weights = chunk
     logits = jnp.einsum("btc,vc->btv", x, table, preferred_element_type=jnp.float32)
     log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     hot = targets[..., None] == jnp.arange(table.shape[0])
@@ -62,8 +66,12 @@ def _chunk(
     return jnp.sum(weights * losses), losses, weights[..., None] * (jnp.exp(logits - log_sums) - hot)
 
 
-def _chunks(*arrays: Shaped[Array, "B T ..."]) -> tuple[Shaped[Array, "n B t ..."], ...]:
-    """Each array cut along T, the parts in front."""
-    T = arrays[0].shape[1]
+def _chunks(x: Float[Array, "B T C"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]) -> Chunk:
+    """Each array cut along T, the parts in front: (n, B, t, ...)."""
+    B, T = targets.shape
     n = max(n for n in range(1, CHUNKS + 1) if T % n == 0)
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], n, T // n, *a.shape[2:]), 1, 0) for a in arrays)
+
+    def cut(a: Array) -> Array:
+        return jnp.moveaxis(a.reshape(B, n, T // n, *a.shape[2:]), 1, 0)
+
+    return cut(x), cut(targets), cut(weights)

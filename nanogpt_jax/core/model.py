@@ -68,10 +68,10 @@ class Linear(nn.Module):
             y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features), jnp.float32)
-            y = ops.linear(x.astype(self.dtype), sharding.gathered(kernel.astype(self.dtype), self.name))
+            y = ops.linear(x.astype(self.dtype), sharding.gathered(kernel.astype(self.dtype), self.name or ""))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-            y += sharding.gathered(bias, self.name)
+            y += sharding.gathered(bias, self.name or "")
         return y
 
 
@@ -245,7 +245,8 @@ class GPT(nn.Module):
 
     def _blocks(
         self, idx: Text, cache: Cache | None, position: Position, train: bool
-    ) -> tuple[Float[Array, "B T C"], Cache | None]:
+    ) -> tuple[Float[Array, "B T C"], Cache]:
+        """The residual stream, and the cache with these positions in it; ``()`` where there is none."""
         B, T = _require_text(idx, self.config.vocab_size)
         if self.config.block_size < T:
             raise UserError(
@@ -255,11 +256,12 @@ class GPT(nn.Module):
         table = sharding.gathered(self.wte.embedding, "wte")
         x = ops.embedding(table, jnp.asarray(idx)) + ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
-        new = []
+        new: list[KeyValues] = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
             x, kept = block(sharding.split_by_rows(x), B, train, old, position)
-            new.append(kept)
-        return self.ln_f(x).reshape(B, T, -1), None if cache is None else tuple(new)
+            if kept is not None:
+                new.append(kept)
+        return self.ln_f(x).reshape(B, T, -1), tuple(new)
 
 
 class Bigram(nn.Module):

@@ -8,7 +8,7 @@ Past `block_size` the model reads the last `block_size` tokens anew for every to
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -148,8 +148,8 @@ def begin(
     room = _power_of_two(length + max_new_tokens) - length
     text = of.pad(of.asarray(prompt[offset:], of.int32), (0, room))
     tokens = of.broadcast_to(text, (len(samples), len(text)))
-    numbers = (np.asarray(n, np.int32) for n in (length, offset))
-    return Generation(*jax.device_put((tokens, *numbers)), jnp.asarray(samples, jnp.int32), cache=()), length
+    tokens, *numbers = jax.device_put((tokens, np.asarray(length, np.int32), np.asarray(offset, np.int32)))
+    return Generation(tokens, *numbers, jnp.asarray(samples, jnp.int32), cache=()), length
 
 
 def prefill(model: nn.Module, weights: Weights, generation: Generation, length: int) -> Generation:
@@ -194,14 +194,18 @@ def extend(
 
     def cached(g: Generation) -> tuple[Array, Cache]:
         last = jax.lax.dynamic_slice_in_dim(g.tokens, g.length - 1, 1, axis=1)
-        return model.apply(weights, last, g.cache, g.length - 1, method="decode")
+        read: Any = model.apply(weights, last, g.cache, g.length - 1, method="decode")
+        return read
 
     def uncached(g: Generation) -> tuple[Array, Cache]:
         start = jnp.maximum(g.length - window, 0)
         seen = jax.lax.dynamic_slice_in_dim(g.tokens, start, window, axis=1)
-        return model.apply(weights, seen, g.length - 1 - start, method="logits_at"), g.cache
+        logits: Any = model.apply(weights, seen, g.length - 1 - start, method="logits_at")
+        return logits, g.cache
 
-    def while_shorter_than(limit: Array, logits_of, g: Generation) -> Generation:
+    def while_shorter_than(
+        limit: Array | int, logits_of: Callable[[Generation], tuple[Array, Cache]], g: Generation
+    ) -> Generation:
         def step(g: Generation) -> Generation:
             logits, cache = logits_of(g)
             here = jax.vmap(jax.random.fold_in, (0, None))(keys, g.offset + g.length)

@@ -49,7 +49,7 @@ def _short_attention(q: Array, k: Array, v: Array, keep: Array | None) -> Array:
     return _short_forward(q, k, v, keep)[0]
 
 
-def _short_forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, tuple]:
+def _short_forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Array, tuple[Any, ...]]:
     blocks = []
     for start, stop in _blocks(q.shape[2]):
         rows = slice(start, stop)
@@ -59,7 +59,7 @@ def _short_forward(q: Array, k: Array, v: Array, keep: Array | None) -> tuple[Ar
     return y, (q, k, v, keep, y, [(weights, scale) for _, weights, scale in blocks])
 
 
-def _short_backward(saved: tuple, dy: Array) -> tuple[Array, Array, Array, None]:
+def _short_backward(saved: tuple[Any, ...], dy: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, keep, y, made = saved
     blocks = _blocks(q.shape[2])
     parts = []
@@ -137,12 +137,12 @@ def _long_plain(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     return _einsum("bhts,bhsd->bhtd", jnp.exp(scores - log_sums).astype(v.dtype), v).astype(v.dtype), log_sums
 
 
-def _long_forward(*qkv: Array) -> tuple[tuple[Array, Array], tuple]:
+def _long_forward(*qkv: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     made = _long_attention(*qkv)
     return made, (*qkv, *made)
 
 
-def _long_backward(saved: tuple, d: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+def _long_backward(saved: tuple[Array, ...], d: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     q, k, v, y, log_sums = saved
 
     def block(start: Any, size: int, stop: int, out: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -160,7 +160,7 @@ def _long_backward(saved: tuple, d: tuple[Array, Array]) -> tuple[Array, Array, 
 _long_attention.defvjp(_long_forward, _long_backward, plain=_long_plain)
 
 
-def _one_by_one(block: Callable, length: int, out: Any) -> Any:
+def _one_by_one(block: Callable[..., Any], length: int, out: Any) -> Any:
     """`out` after ``block(start, size, stop, out)`` for all queries, where a block may see the keys before `stop`.
 
     A loop, so that one block's weights take the place of the last one's; a `while_loop`, because sampling past

@@ -6,6 +6,7 @@ state's memory for the new one, and never waits for the host: its metrics are de
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, no_type_check
@@ -126,7 +127,9 @@ def _weighted_loss(
 ) -> Float[Array, ""]:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     train = dropout_key is not None
-    return model.apply({"params": params}, batch.tokens, batch.targets, weights, train=train, rngs=rngs, method="loss")
+    variables = {"params": params}
+    loss: Any = model.apply(variables, batch.tokens, batch.targets, weights, train=train, rngs=rngs, method="loss")
+    return loss
 
 
 def make_train_step(
@@ -152,7 +155,7 @@ def make_train_step(
         if skip_nonfinite:
             is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
             params, opt_state = optax.tree.where(is_finite, (params, opt_state), (state.params, state.opt_state))
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
     return as_promised(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)))
