@@ -196,7 +196,7 @@ def digest(file: TokenFile) -> str:
     made = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=16)
     starts = range(0, number, _CHUNK)
     for start in starts[:: -(-len(starts) // _CHUNKS_DIGESTED)]:
-        made.update(np.ascontiguousarray(file.tokens[start : start + _CHUNK], "<u2"))
+        made.update(np.ascontiguousarray(file.tokens[start : start + _CHUNK], "<u2").data)
     return made.hexdigest()
 
 

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanogpt_jax.core.config import require_at_most
+from nanogpt_jax.core.config import MAX_VOCAB_SIZE, require_at_most
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data import assets
 from nanogpt_jax.data.pieces import Census, Split, census, first, in_order, in_pieces
 from nanogpt_jax.data.prepared import Meta, require_shard, write_data_set
 from nanogpt_jax.data.tokenizer import (
-    MAX_VOCAB_SIZE,
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
@@ -95,7 +94,9 @@ def encode(
             ids = made.encode_ordinary(text.translate(table) if table else text)
         except UserError as error:
             raise UserError(f"{part.name}: {error}" if part.name else str(error)) from None
-        return part.split, ids if end is None or not part.ends else np.append(ids, np.uint16(end))
+        return part.split, ids if end is None or not part.ends else np.append(ids, np.uint16(end)).astype(
+            np.uint16, copy=False
+        )
 
     def all_encoded() -> Iterator[tuple[Split, TokenIds]]:
         empty: set[Split] = {"train", "val"}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.sharding import batch_sharding
 from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.data import dataset
@@ -37,7 +37,7 @@ def whole_split(
     """`dataset.whole_split` on the devices."""
     for first in range(0, dataset.rows_in_split(file, block_size), batch_size):
 
-        def read(rows: Rows, first: int = first) -> tuple[np.ndarray, ...]:
+        def read(rows: Rows, first: int = first) -> tuple[AnyArray, ...]:
             start, stop, _ = rows[0].indices(batch_size)
             batch, weights = dataset.split_rows(file, first + start, stop - start, block_size)
             return (*batch, weights)
@@ -46,7 +46,7 @@ def whole_split(
         yield Batch(*batch), weights
 
 
-def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
     """`map`, with the next `AHEAD` results made by a thread while the last one is in use.
 
     What `make` raises is raised where its result is due. Closing the iterator ends the thread.
@@ -65,7 +65,7 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
 
 
 def _on_devices(
-    mesh: Mesh | None, shape: tuple[int, ...], read: Callable[[Rows], tuple[np.ndarray, ...]]
+    mesh: Mesh | None, shape: tuple[int, ...], read: Callable[[Rows], tuple[AnyArray, ...]]
 ) -> tuple[jax.Array, ...]:
     """Arrays of `shape`, split by rows over the mesh, from a function that reads the rows it is asked for.
 
@@ -74,9 +74,10 @@ def _on_devices(
     if mesh is None:
         return jax.device_put(read((slice(None),) * (len(shape) - 1)))
     place = batch_sharding(mesh, len(shape))
-    read_already: dict[str, tuple[np.ndarray, ...]] = {}
+    read_already: dict[str, tuple[AnyArray, ...]] = {}
     parts = []
     for device, index in place.addressable_devices_indices_map(shape).items():
+        assert index is not None  # as it is for devices of other processes
         rows = index[:-1]
         if str(rows) not in read_already:
             read_already[str(rows)] = read(rows)

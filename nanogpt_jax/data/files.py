@@ -16,14 +16,14 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.process import undone_by_signals
 
 
 @contextlib.contextmanager
-def replace_when_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]:
+def replace_when_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of `path` for writing and rename it to `path` once the block ends without an error.
 
     The bytes are flushed to the disk before the rename, so that a power cut leaves either the old file or the new
@@ -48,8 +48,8 @@ def replace_when_whole(path: str | os.PathLike[str], mode: str = "wb") -> Iterat
 @contextlib.contextmanager
 def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     """A folder that is gone after the block, or once a signal ends the process: a neighbour of `beside`, or in /tmp."""
-    where = {} if beside is None else {"dir": beside.parent, "prefix": f".{beside.name[:40]}.", "suffix": ".part"}
-    with tempfile.TemporaryDirectory(**where) as name, undone_by_signals(lambda: shutil.rmtree(name)):
+    where = (None, None, None) if beside is None else (".part", f".{beside.name[:40]}.", beside.parent)
+    with tempfile.TemporaryDirectory(*where) as name, undone_by_signals(lambda: shutil.rmtree(name)):
         yield Path(name)
 
 
@@ -63,7 +63,7 @@ def refused(what: object, error: OSError, doing: str) -> UserError:
 
 
 _DENIED, _NO_ROOM = "get the permission for it, or name another", "make room, or name a place on another disk"
-MENDS = {
+MENDS: dict[int | None, str] = {  # an `OSError` may have no number
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.ENOSPC: _NO_ROOM,

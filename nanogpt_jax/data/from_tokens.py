@@ -71,7 +71,7 @@ def adopt(
     if folder is None:
         for _ in checked():
             pass
-        meta = Meta(tokenizer.vocab_size, "uint16", *sizes.values(), tokenizer.to_json())
+        meta = Meta(tokenizer.vocab_size, "uint16", sizes["train"], sizes["val"], tokenizer.to_json())
         with replace_when_whole(source / "meta.json") as file:
             file.write(meta.to_bytes())
     else:

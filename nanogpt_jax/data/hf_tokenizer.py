@@ -46,7 +46,7 @@ class HFTokenizer:
         self._end_of_text = end_of_text
         self.eot_token = None if end_of_text is None else ids[end_of_text]
         self._bytes_of = _bytes_of(self._document["decoder"])
-        self._dtype = np.uint16 if self.vocab_size <= MAX_VOCAB_SIZE else np.uint32
+        self._dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= MAX_VOCAB_SIZE else np.uint32
 
     def encode(self, text: str) -> TokenIds:
         return self._encode(self._library, text, add_special_tokens=True)

@@ -12,10 +12,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from nanogpt_jax.core.config import MAX_VOCAB_SIZE
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.data import assets
 from nanogpt_jax.data.commands import to_adopt, to_prepare
@@ -23,7 +24,7 @@ from nanogpt_jax.data.files import exists, is_file, refused, replace_when_whole
 from nanogpt_jax.data.pieces import Split
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.data.stored_tokenizer import tokenizer_from_json
-from nanogpt_jax.data.tokenizer import MAX_VOCAB_SIZE, TokenIds, Tokenizer, shown
+from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer, shown
 
 LEAST_SHARD = 1024  # tokens; smaller ones would be thousands of open files
 LARGEST_META = 1 << 26  # bytes; 65,536 merges take a few million
@@ -94,7 +95,8 @@ def load_meta(folder: Path) -> Meta:
     files = document.get("files")
     if files is not None and not (isinstance(files, dict) and all(_are_names(files.get(s)) for s in ("train", "val"))):
         raise refuse(f"has files {shown(files)} where the names of both splits' files belong")
-    return Meta(**{name: document.get(name) for name in Meta.__dataclass_fields__})
+    known: dict[str, Any] = {name: document.get(name) for name in Meta.__dataclass_fields__}
+    return Meta(**known)
 
 
 def load_tokenizer(document: Any) -> Tokenizer:
@@ -166,7 +168,9 @@ class _SplitFiles:
 
     def __init__(self, folder: Path, split: str, shard_tokens: int | None, stack: contextlib.ExitStack) -> None:
         self._folder, self._split, self._shard_tokens, self._stack = folder, split, shard_tokens, stack
-        self.tokens, self.names, self.files = 0, [], []
+        self.tokens = 0
+        self.names: list[str] = []
+        self.files: list[IO[bytes]] = []
         self._next()
 
     def write(self, ids: TokenIds) -> None:

@@ -91,8 +91,9 @@ class _Output:
     def __init__(self, stream: _Stream, left: Callable[[], object]) -> None:
         self._stream, self._left = stream, left
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         self._while_read(self._stream.write, text)
+        return len(text)
 
     def flush(self) -> None:
         self._while_read(self._stream.flush)
@@ -103,7 +104,7 @@ class _Output:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _while_read(self, act: Callable, *arguments: str) -> None:
+    def _while_read(self, act: Callable[..., object], *arguments: str) -> None:
         try:
             act(*arguments)
         except OSError as error:

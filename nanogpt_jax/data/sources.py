@@ -108,7 +108,7 @@ class Documents:
 def _openwebtext() -> Iterator[str]:
     """OpenWebText: each file is fetched when it is its turn, into the cache of Hugging Face's hub, and read there."""
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # it has no __all__
 
     _require_pyarrow("OpenWebText")
     disable_progress_bars()  # they would draw over ours
