@@ -26,7 +26,7 @@ _LOOK = {
 _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # of the environment, by which JAX is told where to run
 
 # Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
-_PEAK_FLOPS = {
+PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -94,7 +94,7 @@ def _named_in_environment() -> str:
 
 def _remember_compiled_programs() -> None:
     """Keep what XLA compiles in the user's cache folder, unless the user has named another place for it."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -114,7 +114,7 @@ def _keep_freed_memory() -> None:
 
 def published_flops(kind: str) -> float | None:
     """Published bfloat16 FLOP/s of one device of a `device_kind`, or None where there is no such figure."""
-    return next((peak for name, peak in _PEAK_FLOPS.items() if name in kind), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in kind), None)
 
 
 def peak_flops() -> float | None:

@@ -108,7 +108,7 @@ def together(prepare: Callable[[], T], facts: Callable[[T], Mapping[str, Any]]) 
         return prepare()
     try:
         prepared, error = prepare(), None
-        said = {"facts": {name: str(value) for name, value in facts(prepared).items()}}
+        said: dict[str, Any] = {"facts": {name: str(value) for name, value in facts(prepared).items()}}
     except UserError as problem:
         error, said = problem, {"error": str(problem)}
     key = f"start/{next(_AGREEMENTS)}"

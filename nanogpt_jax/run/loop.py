@@ -20,8 +20,8 @@ from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import Params, TrainState, is_finite, make_eval_step, make_train_step
-from nanogpt_jax.data import dataset, feed
+from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, is_finite, make_eval_step, make_train_step
+from nanogpt_jax.data import feed
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
 from nanogpt_jax.data.dataset import TokenFile
 from nanogpt_jax.data.files import is_dir
@@ -168,9 +168,7 @@ def whole_split_loss(
     return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
 
 
-def _sum(
-    eval_step: EvalStep, params: Params, batches: Iterable[tuple[dataset.Batch, Any]], stop: Callable[[], None]
-) -> float:
+def _sum(eval_step: EvalStep, params: Params, batches: Iterable[tuple[Batch, Any]], stop: Callable[[], None]) -> float:
     """The losses of all batches together; the device is a batch ahead at most, so that `stop` comes in time."""
     total, ahead = 0.0, None
     for batch in batches:
@@ -182,7 +180,7 @@ def _sum(
 
 def _update_until_done(
     start: Start,
-    train_step: Callable,
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     eval_step: EvalStep,
     state: TrainState,
     mesh: Mesh | None,
@@ -220,7 +218,7 @@ def _update_until_done(
             while True:
                 step = run.step
                 done = step >= settings.max_iters or is_out_of_patience(run, settings)
-                due = bool(settings.save_interval) and step % settings.save_interval == 0
+                due = settings.save_interval is not None and step % settings.save_interval == 0
                 if not run.evaluated and (done or step % settings.eval_interval == 0):
                     with log.paused():
                         losses = estimate_loss(eval_step, state.params, data, settings, step, mesh, stop)
@@ -255,7 +253,7 @@ def _update_until_done(
                 )
             loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, stop)
             checkpoints.wait()
-            state = state.replace(opt_state=None)  # which is saved; its memory is for the best weights
+            state = dataclasses.replace(state, opt_state=None)  # which is saved; its memory is for the best weights
             best = best_beside_last(
                 Path(settings.out_dir), run.step, state.params, loss,
                 lambda params: whole_split_loss(eval_step, params, data.val, settings.block_size, mesh, stop)[0],
@@ -295,7 +293,7 @@ def _final_loss(
     return loss
 
 
-def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> dataset.Batch:
+def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> Batch:
     """The batch of update `step`."""
     return feed.random_batch(mesh, data.train, "train", settings.seed, step, settings.batch_shape, settings.block_size)
 

@@ -52,8 +52,12 @@ def _beside(checkpoint: Checkpoint, params: Params) -> Params:
 def _tell_if_overfitted(out_dir: Path, since: int, until: int) -> None:
     """Say so if the estimate of the validation loss rose between two evaluations while that of training fell."""
     losses = {(entry["split"], entry["step"]): entry.get("loss") for entry in read_metrics(out_dir)}
-    train, val = ([losses.get((split, step)) for step in (since, until)] for split in ("train_eval", "val"))
-    if None not in (*train, *val) and train[1] < train[0] and val[1] > val[0]:
+    figures = [losses.get((split, step)) for split in ("train_eval", "val") for step in (since, until)]
+    known = [loss for loss in figures if loss is not None]
+    if len(known) < len(figures):
+        return
+    train, val = known[:2], known[2:]
+    if train[1] < train[0] and val[1] > val[0]:
         print(
             f"from iteration {since} to {until} the validation loss rose from {val[0]:.4f} to {val[1]:.4f} while the "
             f"training loss fell from {train[0]:.4f} to {train[1]:.4f}: the model learns its text by heart; stop "

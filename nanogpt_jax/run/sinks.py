@@ -122,7 +122,7 @@ class TensorBoard(Sink):
         for entry in of_this_step:
             self.write(step, entry["split"], entry.get("loss"))
 
-    def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
+    def write(self, step: int, split: str, loss: float | None, **figures: float | None) -> None:
         for name, value in scalars(split, loss, figures).items():
             self._writer.add_scalar(name, value, step)
 

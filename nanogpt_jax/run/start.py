@@ -116,11 +116,11 @@ def _open_data(settings: Settings) -> Data:
     if str(named) in prepare.KNOWN:
         hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
     meta = prepared.load_meta(folder)
-    splits = [
+    train, val = (
         dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
         for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
-    ]
-    return Data(*splits, meta.tokenizer, meta.vocab_size)
+    )
+    return Data(train, val, meta.tokenizer, meta.vocab_size)
 
 
 def _prepare_if_missing(name: str, folder: Path) -> None:

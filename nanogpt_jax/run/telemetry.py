@@ -98,7 +98,7 @@ class StepLog:
     def add(self, step: int, metrics: Metrics) -> None:
         """Note the metrics of update `step`, still on the device, and look at those of the update before."""
         # Where Python runs ahead, an update is not made before it is looked at; where it does not, it has been made.
-        made = self._updating() if metrics["loss"].is_ready() else None
+        made = self._updating() if metrics["loss"].is_ready() else None  # type: ignore[attr-defined]  # it is there
         self.flush()
         self._pending = (step, metrics, made)
 

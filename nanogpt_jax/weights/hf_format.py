@@ -7,7 +7,7 @@ import fnmatch
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.numpy import save_file
 
@@ -20,7 +20,7 @@ from nanogpt_jax.weights.foreign_files import read_bin, read_json, read_safetens
 from nanogpt_jax.weights.state_dicts import HEAD, left_out, params_of, require_expressible, state_dict_of
 
 _HF_SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # and its defaults
-_HF_ACTIVATIONS = {
+_HF_ACTIVATIONS: dict[str, Literal["gelu", "gelu_new", "relu"]] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_new"),
     **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
     "relu": "relu",

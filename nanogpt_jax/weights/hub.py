@@ -57,9 +57,9 @@ def fetched(name: str) -> Path:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     home = HOMES.get(name, name)
 
-    def gathered(repository: str, extra: tuple[str, ...], **options: bool) -> Path:
+    def gathered(repository: str, extra: tuple[str, ...], local_files_only: bool = False) -> Path:
         def get(file: str) -> Path:
-            return Path(hf_hub_download(repository, file, **options))
+            return Path(hf_hub_download(repository, file, local_files_only=local_files_only))
 
         config = get("config.json")
         _get_weights(get, EntryNotFoundError)

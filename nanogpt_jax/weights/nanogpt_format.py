@@ -53,7 +53,7 @@ def nanogpt_model_args_of(config: GPTConfig) -> dict[str, Any]:
 class Moments(NamedTuple):
     """AdamW's memory: the number of updates, and the running means of the gradients and of their squares."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # optax's name, and a tuple's method
     mu: Params
     nu: Params
 

@@ -28,7 +28,9 @@ _LATEST = 2
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def _hook(kind: type[BaseException], error: BaseException, trace: Any, usual: Callable = sys.excepthook) -> None:
+def _hook(
+    kind: type[BaseException], error: BaseException, trace: Any, usual: Callable[..., None] = sys.excepthook
+) -> None:
     """After a write that failed, each of TensorStore's others complains that Orbax's event loop is closed."""
     if str(error) != "Event loop is closed":
         usual(kind, error, trace)

@@ -126,4 +126,4 @@ def _is_small(array: jax.Array, large: int) -> bool:
 def _reason(error: Exception) -> str:
     """The operating system's words where it has any: Orbax wraps them in its own."""
     refusal = system_error(error)
-    return in_short(error) if refusal is None else refusal.strerror
+    return in_short(error) if refusal is None else refusal.strerror or in_short(refusal)

@@ -103,8 +103,9 @@ def shapes_of(config: GPTConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path in the linen tree -> shape, in the order in which nanoGPT and Hugging Face register their parameters."""
 
     def rank(path: tuple[str, ...]) -> list[tuple[int, int]]:
-        parts = (re.fullmatch(r"(h)_(\d+)|(.*)", part) for part in path)
-        return [(_ORDER.index(part[1] or part[3]), int(part[2] or 0)) for part in parts]
+        blocks = (re.fullmatch(r"h_(\d+)", part) for part in path)
+        named = ((part, "0") if block is None else ("h", block[1]) for part, block in zip(path, blocks, strict=True))
+        return [(_ORDER.index(name), int(number)) for name, number in named]
 
     tree = flatten_dict(jax.eval_shape(lambda: init_params(GPT(config), 0)))
     return {path: tree[path].shape for path in sorted(tree, key=rank)}

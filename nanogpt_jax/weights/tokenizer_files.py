@@ -224,7 +224,7 @@ def _add(library: Any, config: dict[str, Any], named: dict[str, Any], added: dic
                 raise UserError(
                     f"{content!r} is to be token {i} and becomes {library.token_to_id(content)}; get them anew"
                 )
-    for content in sorted(special - there - set(numbered) - {None}):
+    for content in sorted(c for c in special - there - set(numbered) if c is not None):
         library.add_special_tokens([AddedToken(content, normalized=False, special=True)])
 
 
