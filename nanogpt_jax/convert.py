@@ -169,8 +169,8 @@ def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
     state = jax.jit(lambda params: init_state(params, tx, settings.seed))(snapshot.params)
     if snapshot.moments is not None:
         opt_state = with_moments(state.opt_state, snapshot.moments, snapshot.step)
-        state = state.replace(opt_state=jax.device_put(opt_state))
-    state = state.replace(step=jnp.asarray(snapshot.step, state.step.dtype))
+        state = dataclasses.replace(state, opt_state=jax.device_put(opt_state))
+    state = dataclasses.replace(state, step=jnp.asarray(snapshot.step, state.step.dtype))
     loss = snapshot.best_val_loss
     run = RunDocument(
         vars(settings), snapshot.tokenizer, snapshot.config.vocab_size, snapshot.step, evaluated=loss is not None,

@@ -26,7 +26,7 @@ from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.command import open_data
 from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
-from nanogpt_jax.core.decoding_weights import QUANTIZE
+from nanogpt_jax.core.decoding_weights import QUANTIZE, Quantize
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import is_file
@@ -153,7 +153,7 @@ def plan_of(
     """
     against = "torch" if own["against"] is None else own["against"]
     require_choice("against", against, AGAINST)
-    quantize = "none" if own["quantize"] is None else own["quantize"]
+    quantize: Quantize = "none" if own["quantize"] is None else own["quantize"]
     require_choice("quantize", quantize, QUANTIZE)
     rounds = DEFAULT_ROUNDS if own["rounds"] is None else own["rounds"]
     require_at_least("rounds", rounds, 1)

@@ -67,7 +67,8 @@ def measure_growth(settings: Settings, axes: Mapping[str, Sequence[int]], second
         costs = []
         for size in sizes:
             note(f"{axis}={size}")
-            costs.append(_cost(dataclasses.replace(settings, **{axis: size}), size, platform, seconds))
+            sized: dict[str, Any] = {axis: size}
+            costs.append(_cost(dataclasses.replace(settings, **sized), size, platform, seconds))
         times = exponent(sizes, [cost.seconds for cost in costs])
         memory = exponent(sizes, [cost.temporary_bytes for cost in costs])
         growths.append(Growth(axis, costs, times, memory))
@@ -90,14 +91,14 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def _cost(settings: Settings, size: int, platform: str, least_seconds: float) -> Cost:
-    vocab_size = settings.vocab_size
+    vocab_size = settings.vocab_size or BASE["vocab_size"]
     state, step = training_of(build_model(settings, vocab_size, platform), settings)
     shape = (settings.batch_size, settings.block_size)
     tokens = np.random.default_rng(settings.seed).integers(vocab_size, size=shape, dtype=np.int32)
     batch = Batch(tokens, tokens)
     program, _ = compiled(step, state, batch)
     memory = program.memory_analysis()
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) <= _LEAST_UPDATES or sum(seconds[1:]) < least_seconds:
         start = time.perf_counter()
         state, _ = jax.block_until_ready(program(state, batch))

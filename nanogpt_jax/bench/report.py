@@ -13,7 +13,7 @@ from nanogpt_jax.run.reports import THEIRS, THIRD, blank_figure, markdown, write
 def training_tables(result: Result) -> str:
     """A column for each side and a row for each quantity; then the ratios round by round."""
     [case] = result.cases
-    sides, start = case.sides, result.start
+    sides = case.sides
     rows = [
         ("time per update, median", *(in_time(side.median_seconds) for side in sides)),
         ("least .. most of the rounds", *(_spread(side.seconds, in_time) for side in sides)),
@@ -21,11 +21,19 @@ def training_tables(result: Result) -> str:
         ("ours is so many times as fast, median", *(_ratio(side) for side in sides)),
         (f"share of {in_rate(case.limit)}", *(f"{side.share_of_limit:.0%}" for side in sides)),
         ("peak memory of the process", *(in_memory(side.peak_memory) for side in sides)),
-        ("the same, compilation cache empty", in_memory(start.cold_peak_memory), *("" for _ in sides[1:])),
-        ("process start to first update", in_time(start.warm), *(in_time(side.first_seconds) for side in sides[1:])),
-        ("the same, compilation cache empty", in_time(start.cold), *("" for _ in sides[1:])),
-        ("of that, tracing and compiling", in_time(start.cold_compile), *("" for _ in sides[1:])),
     ]
+    if result.start is not None:
+        start, of_others = result.start, ["" for _ in sides[1:]]
+        rows += [
+            ("the same, compilation cache empty", in_memory(start.cold_peak_memory), *of_others),
+            (
+                "process start to first update",
+                in_time(start.warm),
+                *(in_time(side.first_seconds) for side in sides[1:]),
+            ),
+            ("the same, compilation cache empty", in_time(start.cold), *of_others),
+            ("of that, tracing and compiling", in_time(start.cold_compile), *of_others),
+        ]
     notes = [
         f"A token takes {case.per_token / 1e6:,.2f} million floating-point operations, forward and backward (6N + "
         f"12LHQT); the limit is the rate of {case.limit.source}. Before its first update train.py evaluates, which is "
@@ -90,8 +98,8 @@ def write_plot(path: Path, results: Sequence[Result], title: str) -> None:
         if paired:
             below = grid[1, column]
             for side, colour in zip(case.sides[1:], colours[1:], strict=False):
-                rounds = range(1, len(side.ratios) + 1)
-                below.plot(rounds, side.ratios, "o-", color=colour, markersize=4, linewidth=1.2)
+                ratios = side.ratios or []
+                below.plot(range(1, len(ratios) + 1), ratios, "o-", color=colour, markersize=4, linewidth=1.2)
                 below.axhline(side.ratio, color=colour, linewidth=1, linestyle="--")
                 below.annotate(
                     f"{side.ratio:.2f}", (1, side.ratio), (4, 0), xycoords=("axes fraction", "data"),
@@ -136,7 +144,7 @@ def _told(result: Result, head: Sequence[str], rows: Sequence[Sequence[str]], no
     """The table of a result, what there is to say of it, and the table of its ratios."""
     absent = [f"{name} was not measured: {why}." for name, why in result.unavailable.items()]
     ratios = [
-        (f"{case.name}, to {side.name}", _ratio(side), *(f"{ratio:.2f}" for ratio in side.ratios))
+        (f"{case.name}, to {side.name}", _ratio(side), *(f"{ratio:.2f}" for ratio in side.ratios or ()))
         for case in result.cases
         for side in case.sides[1:]
     ]

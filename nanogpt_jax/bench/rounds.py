@@ -59,6 +59,8 @@ class Worker:
             env={name: value for name, value in variables.items() if value is not None},
             start_new_session=True,  # Ctrl-C is the parent's to handle, and what the worker starts ends with it
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # they are pipes
+        self._questions, self._answers = self._process.stdin, self._process.stdout
         _at_work.append(self)
         try:
             self.facts = self._asked(spec)["facts"]
@@ -77,7 +79,7 @@ class Worker:
         """End the process, and those it has started."""
         self.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
+        for stream in (self._questions, self._answers, self._errors):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
         with contextlib.suppress(ValueError):  # it has been closed before
@@ -101,9 +103,9 @@ class Worker:
 
     def _asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            self._questions.write(json.dumps(request) + "\n")
+            self._questions.flush()
+            line = self._answers.readline()
         except BrokenPipeError:
             line = ""
         if not line:

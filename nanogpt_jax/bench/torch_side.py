@@ -134,7 +134,8 @@ def _program(spec: Mapping[str, Any], settings: Settings, device: str) -> Progra
         return _hugging_face(spec["model_args"], settings, device)
     if spec["reference"] is not None:
         module, optimizer = nanogpt_model(Path(spec["reference"]), spec["model_args"], settings, device)
-        return Program(module, optimizer, lambda tokens, targets: module(tokens, targets)[1], module.generate)
+        draw: Any = module.generate  # its types are nanoGPT's affair
+        return Program(module, optimizer, lambda tokens, targets: module(tokens, targets)[1], draw)
     module = PlainGPT(**spec["model_args"]).to(device)
     return Program(module, adamw(module, settings, fused=True), module, module.generate)
 

@@ -48,10 +48,12 @@ def main() -> None:
 
 def _built(spec: Mapping[str, Any]) -> Side:
     if spec["program"] == "nanogpt-jax":
-        from nanogpt_jax.bench import jax_side as sides
-    else:
-        from nanogpt_jax.bench import torch_side as sides
-    return sides.Training(spec) if spec["task"] == "train" else sides.Sampling(spec)
+        from nanogpt_jax.bench import jax_side
+
+        return jax_side.Training(spec) if spec["task"] == "train" else jax_side.Sampling(spec)
+    from nanogpt_jax.bench import torch_side
+
+    return torch_side.Training(spec) if spec["task"] == "train" else torch_side.Sampling(spec)
 
 
 def _peak_resident_memory() -> int:

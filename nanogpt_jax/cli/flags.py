@@ -97,7 +97,7 @@ def add_fields(parser: Parser, settings: type) -> None:
         groups[f.metadata["group"]] = group
         kind = _base_type(hints[f.name])
         choices = f.metadata["choices"]
-        options = {
+        options: dict[str, Any] = {
             "type": _reader(f.name, hints[f.name]),
             "help": f"{f.metadata['help']} ({_shown(f.default)})".replace("%", "%%"),
         }

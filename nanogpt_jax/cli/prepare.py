@@ -83,7 +83,7 @@ def _adopt(given: dict[str, Any]) -> int:
     if isinstance(tokenizer, str):
         tokenizer = GPT2Tokenizer(assets.gpt2_ranks())
     of_a_text = which.startswith("char:")
-    if of_a_text:  # nanoGPT takes \r\n for \n
+    if of_a_text and isinstance(tokenizer, CharTokenizer):  # nanoGPT takes \r\n for \n
         tokenizer = CharTokenizer(character for character in tokenizer.itos if character != "\r")
     folder = _folder(given, given["name"]) if "name" in given else None
     options = {"all_occur": of_a_text, "shard_tokens": given["shard_tokens"]}
@@ -174,8 +174,9 @@ def _tokenizer(which: str, data_dir: Path) -> str | Tokenizer:
 
 def _tokenizer_of_weights(source: str, data_dir: Path) -> dict[str, Any]:
     """The tokenizer, as JSON, of a run, a checkpoint or a Hugging Face model, whose weights need not be there."""
-    from nanogpt_jax.weights.hub import hub_name  # slow to import, as is all that knows of weights
-    from nanogpt_jax.weights.loading import is_hf_folder, open_weights
+    from nanogpt_jax.weights.hf_format import is_hf_folder  # slow to import, as is all that knows of weights
+    from nanogpt_jax.weights.hub import hub_name
+    from nanogpt_jax.weights.loading import open_weights
     from nanogpt_jax.weights.tokenizer_files import read_tokenizer
 
     path = Path(source)

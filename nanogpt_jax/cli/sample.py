@@ -120,7 +120,7 @@ def sample_text(settings: SampleSettings) -> None:
 
     shape = Settings(**weights.settings, dtype=settings.dtype)
     model = build_model(shape, weights.vocab_size, jax.default_backend())
-    decoding = decoding_weights(model, weights.load(model), settings.quantize)
+    decoding = decoding_weights(model, weights.load(model, None), settings.quantize)
     config = settings.sampling_config(tokenizer.vocab_size)
     samples = np.arange(settings.num_samples, dtype=np.int32)
     generation, first = sampling.begin(model, prompt, samples, settings.max_new_tokens)
@@ -143,11 +143,11 @@ def sample_text(settings: SampleSettings) -> None:
 def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
     """The weights that the settings name, and the tokenizer they were trained with; `UserError` without either."""
     source = settings.init_from
-    if source == "resume":
+    if source == "resume" and settings.out_dir is not None:
         source = settings.out_dir
-        if source is None:
-            source = newest_run()
-            print(f"out_dir: {source}, the newest run here", file=sys.stderr)
+    elif source == "resume":
+        source = newest_run()
+        print(f"out_dir: {source}, the newest run here", file=sys.stderr)
     weights = open_weights(source, which=settings.which)
     if weights.tokenizer is None:
         raise UserError(

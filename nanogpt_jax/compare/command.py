@@ -99,9 +99,9 @@ def main(argv: Sequence[str]) -> int:
 
     comparison = compare(ours, reference, batch_of, steps, settings)
     print(f"\n{table(comparison.rows if own['all'] else folded(comparison.rows))}\n")
-    for name, write in (("json", write_json), ("plot", write_plot)):
-        told = (comparison, settings, reference.name, data.source)
-        reports.write_where_asked(name, own[name], lambda path, write=write, told=told: write(path, *told))
+    told = (comparison, settings, reference.name, data.source)
+    reports.write_where_asked("json", own["json"], lambda path: write_json(path, *told))
+    reports.write_where_asked("plot", own["plot"], lambda path: write_plot(path, *told))
     missed = sum(row.verdict == "MISSED" for row in comparison.rows)
     if not own["all"]:
         print("of each kind of tensor, the layer whose gradient differs most is shown; --all shows every tensor")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -100,7 +101,7 @@ class Ours:
 
     def load(self, params: Params) -> None:
         """As `Side.load`."""
-        self._state = self._state.replace(params=jax.device_put(params))
+        self._state = dataclasses.replace(self._state, params=jax.device_put(params))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """As `Side.logits`."""
@@ -182,7 +183,7 @@ def compare(
     bounds = BFLOAT16 if settings.dtype == "bfloat16" else FLOAT32
     reference.load(ours.parameters())
     first, last = batch_of(0), batch_of(steps)
-    tokens = micro_batches(first)[0].tokens
+    tokens = np.asarray(micro_batches(first)[0].tokens)
     rates = [side.learning_rates(max(settings.max_iters, settings.lr_decay_iters) + 1) for side in (ours, reference)]
 
     rows = [_row("logits", {"": ours.logits(tokens)}, {"": reference.logits(tokens)}, bounds.logits)]
@@ -209,8 +210,8 @@ def compare(
 
     # Once more with the same weights, now that they know something: fresh ones continue any text with its last token.
     reference.load(ours.parameters())
-    trained = [{"": side.logits(tokens)} for side in (ours, reference)]
-    rows.append(_row("logits, trained weights", *trained, bounds.logits))
+    our_logits, logits = ({"": side.logits(tokens)} for side in (ours, reference))
+    rows.append(_row("logits, trained weights", our_logits, logits, bounds.logits))
     prompt = tokens[0, :PROMPT_TOKENS]
     texts = np.stack([side.greedy(prompt, GREEDY_TOKENS) for side in (ours, reference)])
     differ = texts[0] != texts[1]

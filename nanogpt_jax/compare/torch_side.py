@@ -70,7 +70,8 @@ class TorchSide:
             loss = self._run(part)[1] / len(parts)
             loss.backward()
             total += loss.item()
-        return total, self.from_torch({name: tensor.grad.numpy() for name, tensor in self._parameters()})
+        there = {name: tensor.grad.numpy() for name, tensor in self._parameters() if tensor.grad is not None}
+        return total, self.from_torch(there)  # which refuses what is missing
 
     def step(self, batch: Batch) -> float:
         """As `Side.step`, in the order of nanoGPT's loop: rate, micro-batches, clipping, update."""

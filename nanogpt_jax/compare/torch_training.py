@@ -72,6 +72,8 @@ def _imported(path: Path) -> ModuleType:
     """The Python file as a module of a name of our own, which it keeps: dataclasses look their module up by it."""
     name = "_nanogpt_model"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no file of Python's")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -145,7 +145,8 @@ def _in_memory(type_: str) -> float:
 
 def _size(array: tuple[str, str, str]) -> float:
     kind, dims, _ = array
-    bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
+    width = re.search(r"\d+", kind)
+    bits = int(width[0]) if width else 8  # pred
     return math.prod(int(dim) for dim in dims.split(",") if dim) * bits / 8
 
 

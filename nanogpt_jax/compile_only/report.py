@@ -26,7 +26,7 @@ from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import Batch, abstract_state, make_train_step
 from nanogpt_jax.data.commands import to_install
-from nanogpt_jax.run.accelerator import published_flops
+from nanogpt_jax.run.accelerator import PEAK_FLOPS
 from nanogpt_jax.run.telemetry import flops_per_token
 
 GIB = 2**30
@@ -43,9 +43,9 @@ class Chip(NamedTuple):
 
 # Google Cloud's documentation, "TPU architecture", the pages of v5e, v5p and v6e; links are given there in bits.
 CHIPS = {
-    "v5e": Chip(published_flops("TPU v5e"), 16 * GIB, 819e9, 1600e9 / 8),
-    "v5p": Chip(published_flops("TPU v5p"), 95 * GIB, 2765e9, 4800e9 / 8),
-    "v6e": Chip(published_flops("TPU v6e"), 32 * GIB, 1640e9, 3584e9 / 8),
+    "v5e": Chip(PEAK_FLOPS["TPU v5e"], 16 * GIB, 819e9, 1600e9 / 8),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * GIB, 2765e9, 4800e9 / 8),
+    "v6e": Chip(PEAK_FLOPS["TPU v6"], 32 * GIB, 1640e9, 3584e9 / 8),
 }
 
 
@@ -133,10 +133,11 @@ def cost(settings: Settings, chip: Chip, devices: Any, shape: sharding.MeshShape
     abstract = abstract_state(model, tx)
     state = sharding.placed(mesh, abstract)
     dims = (*settings.batch_shape, settings.block_size)
-    tokens = jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding.batch_sharding(mesh, len(dims)))
+    tokens: Any = jax.ShapeDtypeStruct(dims, jnp.int32, sharding=sharding.batch_sharding(mesh, len(dims)))
     places = sharding.state_shardings(mesh, abstract)
     with sharding.use(mesh), _quiet():
-        lowered = make_train_step(model, tx, shardings=places).lower(state, Batch(tokens, tokens))
+        step: Any = make_train_step(model, tx, shardings=places)  # jitted, so it lowers, for arrays that are not there
+        lowered = step.lower(state, Batch(tokens, tokens))
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -84,7 +84,7 @@ def rendered(settings: LensSettings) -> str:
     model = build_model(shape, weights.vocab_size, jax.default_backend())
     is_bigram = shape.model == "bigram"  # which looks at one token, however many there are
     new = fitting(len(prompt), settings.max_new_tokens, math.inf if is_bigram else shape.block_size)
-    params = weights.load(model)
+    params = weights.load(model, None)
     tokens = prompt.astype(np.int32)
     if new:
         key, config = purpose_key(settings.seed, "sample"), settings.sampling_config(tokenizer.vocab_size)
@@ -106,7 +106,7 @@ def fitting(given: int, new: int | None, block_size: float) -> int:
             f"{given - block_size:,}"
         )
     if new is None:
-        return max(0, min(_USUAL_LENGTH, block_size) - given)
+        return max(0, int(min(_USUAL_LENGTH, block_size)) - given)
     if given + new > block_size:
         raise UserError(
             f"max_new_tokens={new:,} after the {given:,} of start are more than the block_size={block_size:,} that the "

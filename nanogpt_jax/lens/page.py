@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nanogpt_jax.core.activations import Predictions
+from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
 
 _DECIMALS = 6
@@ -65,8 +66,8 @@ def document(findings: Findings, tokenizer: Tokenizer) -> dict[str, Any]:
         **_numbers(predicted),
         "ranks": predicted.ranks.tolist(),
         "layers": [
-            {"name": f"layer {index}" if index else "embedding", **_numbers(Predictions(*(x[index] for x in layers)))}
-            for index in range(0 if layers is None else n_layer + 1)
+            {"name": f"layer {index}" if index else "embedding", **_numbers(Predictions(*of_stream))}
+            for index, of_stream in enumerate(() if layers is None else zip(*layers, strict=True))
         ],
         "heads": heads,
         "attention": {"layers": n_layer, "bytes": base64.b64encode(packed(findings.attention)).decode()},
@@ -90,8 +91,8 @@ def _numbers(predicted: Predictions) -> dict[str, Any]:
     }
 
 
-def _rounded(numbers: Float[np.ndarray, "*shape"]) -> list:
-    return np.round(numbers.astype(np.float64), _DECIMALS).tolist()
+def _rounded(numbers: Float[AnyArray, "*shape"]) -> list[Any]:
+    return np.round(np.asarray(numbers, np.float64), _DECIMALS).tolist()
 
 
 def _piece(data: bytes) -> str | list[int]:
