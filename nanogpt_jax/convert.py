@@ -164,6 +164,7 @@ def _read_run(source: Path, form: Form, which: str) -> Snapshot:
 
 def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
     """Make `folder`, which is to be `out_dir`, a run that stands at the snapshot's step."""
+    assert snapshot.tokenizer is not None  # a run without one is refused before anything is written
     settings = dataclasses.replace(snapshot.settings, out_dir=str(out_dir))
     tx = make_optimizer(settings)
     state = jax.jit(lambda params: init_state(params, tx, settings.seed))(snapshot.params)
@@ -221,7 +222,7 @@ def _form_of(target: Path, to: str | None, is_run: bool) -> Form:
     if to is not None:
         require_choice("to", to, ("run", "hf"))
     if target.suffix != ".pt":
-        return to or ("hf" if is_run else "run")
+        return "hf" if to == "hf" or (to is None and is_run) else "run"
     if to is not None:
         raise UserError(f"to={to} is a folder and {target} ends in .pt, as nanoGPT's files do; leave --to out")
     return "nanogpt"

@@ -143,7 +143,8 @@ def _program(spec: Mapping[str, Any], settings: Settings, device: str) -> Progra
 def _hugging_face(model_args: Mapping[str, Any], settings: Settings, device: str) -> Program:
     import transformers
 
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(dict(model_args))).to(device)
+    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(dict(model_args)))
+    module.to(device)  # type: ignore[arg-type]  # its decorator loses `self`
     module.generation_config.eos_token_id = None  # a random model must not stop early
 
     def loss(tokens: Tensor, targets: Tensor) -> Tensor:

@@ -148,8 +148,8 @@ def begin(
     room = _power_of_two(length + max_new_tokens) - length
     text = of.pad(of.asarray(prompt[offset:], of.int32), (0, room))
     tokens = of.broadcast_to(text, (len(samples), len(text)))
-    tokens, *numbers = jax.device_put((tokens, np.asarray(length, np.int32), np.asarray(offset, np.int32)))
-    return Generation(tokens, *numbers, jnp.asarray(samples, jnp.int32), cache=()), length
+    tokens, there, before = jax.device_put((tokens, np.asarray(length, np.int32), np.asarray(offset, np.int32)))
+    return Generation(tokens, there, before, jnp.asarray(samples, jnp.int32), cache=()), length
 
 
 def prefill(model: nn.Module, weights: Weights, generation: Generation, length: int) -> Generation:

@@ -46,7 +46,6 @@ class HFTokenizer:
         self._end_of_text = end_of_text
         self.eot_token = None if end_of_text is None else ids[end_of_text]
         self._bytes_of = _bytes_of(self._document["decoder"])
-        self._dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= MAX_VOCAB_SIZE else np.uint32
 
     def encode(self, text: str) -> TokenIds:
         return self._encode(self._library, text, add_special_tokens=True)
@@ -72,7 +71,8 @@ class HFTokenizer:
             ids = np.array(library.encode(text, add_special_tokens=add_special_tokens).ids, np.int64)
             if self._may_drop:
                 self._require_whole(text, library.encode(text, add_special_tokens=False).ids)
-        return checked_ids(ids, self.vocab_size).astype(self._dtype)
+        checked = checked_ids(ids, self.vocab_size)
+        return checked.astype(np.uint16) if self.vocab_size <= MAX_VOCAB_SIZE else checked.astype(np.uint32)
 
     def _require_whole(self, text: str, ids: list[int]) -> None:
         made = self.decode_bytes(ids)

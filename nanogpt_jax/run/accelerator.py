@@ -94,7 +94,7 @@ def _named_in_environment() -> str:
 
 def _remember_compiled_programs() -> None:
     """Keep what XLA compiles in the user's cache folder, unless the user has named another place for it."""
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX adds it while it is imported
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
