@@ -16,12 +16,12 @@ import jax
 
 from nanogpt_jax.core.errors import UserError
 
-_F = TypeVar("_F", bound=Callable)
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _PARTITIONABLE = "jax_threefry_partitionable"
 
 # What changes a number or what a seed means, or refuses what is meant; with the context that holds it in a block.
-_HELD: dict[str, tuple[Any, Callable[[Any], contextlib.AbstractContextManager]]] = {
+_HELD: dict[str, tuple[Any, Callable[[Any], contextlib.AbstractContextManager[Any]]]] = {
     "jax_enable_x64": (False, jax.enable_x64),
     "jax_default_prng_impl": ("threefry2x32", jax.default_prng_impl),
     _PARTITIONABLE: (True, jax.threefry_partitionable),
