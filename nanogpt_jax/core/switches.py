@@ -84,8 +84,8 @@ def as_promised(function: _F) -> _F:
             return function(*args, **kwargs)
 
     if hasattr(function, "lower"):
-        call.lower = as_promised(function.lower)  # type: ignore[attr-defined]
-    return call  # type: ignore[return-value]
+        call.lower = as_promised(function.lower)  # type: ignore[attr-defined]  # a function may have any
+    return call  # type: ignore[return-value]  # it is called as `function` is
 
 
 def _is_traced(arguments: Any) -> bool:
