@@ -147,7 +147,7 @@ def require_permission(path: Path) -> None:
 def _mode(path: Path) -> int:
     try:
         return os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that no file can have, as "\0"
         return 0
     except OSError as error:
         raise refused(path, error, "looked at") from error
