@@ -209,3 +209,5 @@ def _file_text(start: str) -> str:
         raise refused(f"start={start}", error, "read") from error
     except UnicodeDecodeError as error:
         raise UserError(f"start={start} is not UTF-8 text ({error}); save it as UTF-8") from error
+    except ValueError as error:  # a null byte, which no name has
+        raise UserError(f"start={start!r} is not a name a file system takes; name a text file after FILE:") from error
