@@ -88,6 +88,7 @@ RULES = (
     Rule(r"^mkdocs serve$", why_not="serves until it is stopped; .ci/run builds the site"),
     Rule(r"^jupyter lab ", why_not="serves until it is stopped; tests/end_to_end/test_tour.py runs the notebook"),
     Rule(r"^\.ci/\w+$", why_not="it runs this test"),
+    Rule(r"^nanogpt-jax\b", why_not="tests/cli/test_installed.py installs the wheel and runs what it brings"),
     Rule(r"^ruff (check|format) \.$"),
     Rule(r"^python -m tests\.torture --kills=", add="--kills=1"),
     Rule(r"^python -m tests\.torture\.cost$", add="--pairs=1 --stretch=4"),
