@@ -91,7 +91,7 @@ RULES = (
     Rule(r"^nanogpt-jax\b", why_not="tests/cli/test_installed.py installs the wheel and runs what it brings"),
     Rule(r"^ruff (check|format) \.$"),
     Rule(r"^python -m tests\.torture --kills=", add="--kills=1"),
-    Rule(r"^python -m tests\.end_to_end$", why_not="takes a quarter of an hour; test_journey.py goes the same way, smaller"),
+    Rule(r"^python -m tests\.end_to_end$", why_not="takes a quarter of an hour; test_journey.py is smaller"),
     Rule(r"^python -m tests\.torture\.cost$", add="--pairs=1 --stretch=4"),
     Rule(r"^python -m tests\.seeing_cost (live|lines)$", add="8"),
     Rule(r"^python -m tests\.lens_latency lens\.html$", why_not="" if CHROMIUM else "there is no Chromium"),
