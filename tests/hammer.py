@@ -58,7 +58,14 @@ def hammered(
         "convert": ["-m", "nanogpt_jax.convert", str(run), str(written / "hf")],
         "plot": ["-m", "nanogpt_jax.plot", str(run), f"--png={written / 'loss.png'}"],
         "lens": ["-m", "nanogpt_jax.lens", f"--out_dir={run}", "--start=to be", f"--html={written / 'lens.html'}"],
-        "compare": ["-m", "nanogpt_jax.compare", "gpt_dev", "--dataset=tiny", f"--data_dir={data_dir}", "--steps=2"],
+        "compare": [
+            "-m",
+            "nanogpt_jax.compare",
+            "--dataset=tiny",
+            f"--data_dir={data_dir}",
+            "--n_layer=1",
+            "--steps=20",
+        ],
     }[command]
     for i in range(interrupts):
         at = seconds * (i + draw.random()) / interrupts  # one in every stretch
