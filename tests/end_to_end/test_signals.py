@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nanogpt_jax import convert
+from nanogpt_jax.data import dataset
 from nanogpt_jax.run import loop
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
@@ -60,7 +61,7 @@ def test_a_signal_in_an_evaluation_acts_between_two_batches(flags, tmp_path, num
 
 def test_the_pass_over_the_whole_split_stops_between_two_batches(data_dir, monkeypatch):
     monkeypatch.setattr(loop, "_TOKENS_PER_EVAL_STEP", 16)
-    file = loop.dataset.open_tokens(data_dir / "tiny" / "val.bin", 15, 8)
+    file = dataset.open_tokens(data_dir / "tiny" / "val.bin", 15, 8)
     calls = []
 
     def stop():
