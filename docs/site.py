@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from nanogpt_jax.core.config import PRESETS, Settings
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.run.presets import PRESETS
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -18,7 +18,6 @@ if sys.argv[:1] == ["-m"]:  # python -m nanogpt_jax.NAME: this is the first line
 if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__getattr__`
     from nanogpt_jax.core.config import GPTConfig as GPTConfig
     from nanogpt_jax.core.config import Settings as Settings
-    from nanogpt_jax.core.config import preset as preset
     from nanogpt_jax.core.errors import UserError as UserError
     from nanogpt_jax.core.model import GPT as GPT
     from nanogpt_jax.core.model import Bigram as Bigram
@@ -32,13 +31,14 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
     from nanogpt_jax.core.train_step import loss_fn as loss_fn
     from nanogpt_jax.core.train_step import make_eval_step as make_eval_step
     from nanogpt_jax.core.train_step import make_train_step as make_train_step
+    from nanogpt_jax.run.presets import preset as preset
 
 _HOMES = {
     "GPT": "core.model",
     "Bigram": "core.model",
     "GPTConfig": "core.config",
     "Settings": "core.config",
-    "preset": "core.config",
+    "preset": "run.presets",
     "Batch": "core.train_step",
     "TrainState": "core.train_step",
     "init_params": "core.train_step",

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import Parser
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import WHICH, Settings, require_choice
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.optimizer import make_optimizer
@@ -35,6 +34,7 @@ from nanogpt_jax.data.files import (
 from nanogpt_jax.data.prepared import load_meta, load_tokenizer
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.sinks import METRICS_FILE
 from nanogpt_jax.run.telemetry import CONFIG_FILE, write_config
 from nanogpt_jax.weights.checkpoint import FOLDER, RunDocument

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.run import live, loop, sinks, telemetry
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.presets import preset
 from tests.helpers.terminal import terminal
 
 STRETCH, EVERY = 10, 250

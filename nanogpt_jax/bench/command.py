@@ -25,13 +25,14 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.command import open_data
-from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most, require_choice
+from nanogpt_jax.core.config import MAX_INT, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.core.decoding_weights import QUANTIZE, Quantize
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run import reports
+from nanogpt_jax.run.presets import PRESETS
 from nanogpt_jax.weights.hf_format import hf_config_of
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 

@@ -21,10 +21,10 @@ import numpy as np
 from nanogpt_jax.bench.jax_side import compiled, device_facts, training_of
 from nanogpt_jax.bench.measure import note
 from nanogpt_jax.bench.report import in_memory, in_time
-from nanogpt_jax.core.build import build_model, resolve_dtype
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.build import build_model, resolve_dtype
 from nanogpt_jax.run.reports import ALARM, OURS, blank_figure, markdown, write_figure
 
 BASE: Mapping[str, Any] = dict(

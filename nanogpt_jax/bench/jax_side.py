@@ -18,7 +18,6 @@ from nanogpt_jax.bench.limits import (
     weight_bytes,
 )
 from nanogpt_jax.compare.command import open_data
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.optimizer import make_optimizer
@@ -27,6 +26,7 @@ from nanogpt_jax.core.train_step import Batch, TrainState, init_params, init_sta
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)
 from nanogpt_jax.run.accelerator import peak_flops, use_accelerator
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.telemetry import flops_per_token
 
 

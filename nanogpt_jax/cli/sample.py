@@ -15,7 +15,6 @@ import numpy as np
 from nanogpt_jax.cli.entry import OK
 from nanogpt_jax.cli.flags import read_settings
 from nanogpt_jax.core import sampling
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import (
     ACCELERATORS,
     DTYPES,
@@ -36,6 +35,7 @@ from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
 from nanogpt_jax.data.unknown import UNKNOWN, rescue
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.faults import memory_in_one_line
 from nanogpt_jax.run.run_folder import newest_run
 from nanogpt_jax.weights.loading import Weights, open_weights

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from nanogpt_jax.cli.flags import Parser, add_fields, translated
 from nanogpt_jax.cli.settings_files import SettingsFile, is_settings_file, read_settings_file
-from nanogpt_jax.core.config import PRESETS, Settings, preset
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.run.presets import PRESETS, preset
 
 
 def settings_parser(command: str, arguments: str, description: str) -> Parser:

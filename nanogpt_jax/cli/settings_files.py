@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanogpt_jax.cli.flags import NANOGPTS_OWN
-from nanogpt_jax.core.config import PRESETS, PRETRAINED, Settings
+from nanogpt_jax.core.config import PRETRAINED, Settings
 from nanogpt_jax.core.errors import UserError, did_you_mean
 from nanogpt_jax.data.files import is_file, refused
+from nanogpt_jax.run.presets import PRESETS
 
 _LARGEST = 2**63  # of whole numbers; no setting takes more, and Python does not write out those of 5000 digits
 

@@ -23,8 +23,7 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.parity import LOSSES, Comparison, Ours, Row, Side, compare
-from nanogpt_jax.core.build import build_model
-from nanogpt_jax.core.config import MAX_INT, PRESETS, Settings, require_at_least, require_at_most
+from nanogpt_jax.core.config import MAX_INT, Settings, require_at_least, require_at_most
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.data.dataset import TokenFile, open_tokens, random_batch
@@ -32,6 +31,8 @@ from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.prepared import load_meta
 from nanogpt_jax.run import reports
 from nanogpt_jax.run.accelerator import describe, use_accelerator
+from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.presets import PRESETS
 from nanogpt_jax.run.reports import batch_in_words, model_in_words
 from nanogpt_jax.weights.state_dicts import require_expressible
 

@@ -20,13 +20,14 @@ from jax.experimental import topologies
 
 from nanogpt_jax.compile_only.hlo_traffic import traffic
 from nanogpt_jax.core import sharding
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import Batch, abstract_state, make_train_step
 from nanogpt_jax.data.commands import to_install
 from nanogpt_jax.run.accelerator import PEAK_FLOPS
+from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.mesh import MeshShape, make_mesh, mesh_shape, require_fit
 from nanogpt_jax.run.telemetry import flops_per_token
 
 GIB = 2**30
@@ -54,7 +55,7 @@ class Cost(NamedTuple):
 
     chip: Chip
     chips: int
-    mesh: sharding.MeshShape
+    mesh: MeshShape
     params: int
     opt_state: int
     temporaries: int
@@ -93,8 +94,8 @@ class DoesNotFit(NamedTuple):
 def report(settings: Settings) -> str:
     """What a step of `settings` takes on the slice that they name, in words. Raises `UserError` if it has no name."""
     chip, devices = _devices(str(settings.compile_only))
-    shape = sharding.mesh_shape(settings.mesh, len(devices))
-    sharding.require_fit(shape, settings)
+    shape = mesh_shape(settings.mesh, len(devices))
+    require_fit(shape, settings)
     lines = [
         f"{settings.compile_only}: {len(devices)} chips, mesh {shape}, {settings.tokens_per_iter:,} tokens a step "
         f"({settings.gradient_accumulation_steps} x {settings.batch_size} x {settings.block_size})"
@@ -125,11 +126,11 @@ def report(settings: Settings) -> str:
     )
 
 
-def cost(settings: Settings, chip: Chip, devices: Any, shape: sharding.MeshShape) -> Cost | DoesNotFit:
+def cost(settings: Settings, chip: Chip, devices: Any, shape: MeshShape) -> Cost | DoesNotFit:
     """Compile the training step for `devices` and read what it takes."""
     model = build_model(settings, settings.vocab_size or 50304, "tpu")
     tx = make_optimizer(settings)
-    mesh = sharding.make_mesh(shape, devices)
+    mesh = make_mesh(shape, devices)
     abstract = abstract_state(model, tx)
     state = sharding.placed(mesh, abstract)
     dims = (*settings.batch_shape, settings.block_size)

@@ -1,4 +1,4 @@
-"""Every setting of a run, in one frozen dataclass under nanoGPT's own names, with its presets and its limits.
+"""Every setting of a run, in one frozen dataclass under nanoGPT's own names, with its limits.
 
 A `Settings` that exists is valid: `__post_init__` refuses the rest with a `UserError` of one line. Nothing here reads a
 file, a command line or a device; `cli/` does that and builds a `Settings` from what it finds.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints, no_type_check
 
-from nanogpt_jax.core.errors import UserError, did_you_mean
+from nanogpt_jax.core.errors import UserError
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
 WHICH = ("best", "last")
@@ -241,48 +240,7 @@ class Settings:
 
 no_type_check(Settings.__init__)  # likewise
 
-_GPT2 = dict(
-    dataset="openwebtext", vocab_size=50304, batch_size=12, block_size=1024, gradient_accumulation_steps=40,
-    max_iters=600_000, lr_decay_iters=600_000, eval_interval=1000, eval_iters=200, log_interval=10, weight_decay=0.1,
-)  # fmt: skip
-
-_CHARACTERS = dict(
-    dataset="shakespeare_char", gradient_accumulation_steps=1, eval_interval=250, log_interval=10,
-    always_save_checkpoint=False, learning_rate=1e-3, min_lr=1e-4, beta2=0.99, warmup_iters=100,
-)  # fmt: skip
-
-# The notebook trains with PyTorch's AdamW as it comes: no clipping, no schedule, decay 0.01.
-_NOTEBOOK = dict(
-    dataset="shakespeare_char", gradient_accumulation_steps=1, log_interval=10, always_save_checkpoint=False,
-    decay_lr=False, grad_clip=0.0, weight_decay=0.01, beta2=0.999, eval_iters=200,
-)  # fmt: skip
-
-# fmt: off
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "bigram": dict(_NOTEBOOK, out_dir="out-bigram", model="bigram", batch_size=32, block_size=8, max_iters=3000, eval_interval=300, learning_rate=1e-2),
-    "gpt_dev": dict(_NOTEBOOK, out_dir="out-gpt-dev", batch_size=16, block_size=32, n_layer=4, n_head=4, n_embd=64, max_iters=5000, eval_interval=500, learning_rate=1e-3,
-                    bias=True, qkv_bias=False, activation="relu", tie_word_embeddings=False, lm_head_bias=True),
-    "shakespeare_char_cpu": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
-    "shakespeare_char": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
-    "gpt2": dict(_GPT2, out_dir="out-gpt2", n_layer=12, n_head=12, n_embd=768),
-    "gpt2_medium": dict(_GPT2, out_dir="out-gpt2-medium", n_layer=24, n_head=16, n_embd=1024),
-    "gpt2_large": dict(_GPT2, out_dir="out-gpt2-large", n_layer=36, n_head=20, n_embd=1280),
-    "gpt2_xl": dict(_GPT2, out_dir="out-gpt2-xl", n_layer=48, n_head=25, n_embd=1600),
-    "finetune_shakespeare": dict(out_dir="out-shakespeare", dataset="shakespeare", init_from="gpt2-xl", eval_interval=5, eval_iters=40, always_save_checkpoint=False,
-                                 batch_size=1, gradient_accumulation_steps=32, max_iters=20, learning_rate=3e-5, decay_lr=False),
-}
-# fmt: on
-
-
 PLACEMENT_SETTINGS = tuple(f.name for f in dataclasses.fields(Settings) if f.metadata["group"] == PLACEMENT)
-
-
-def preset(name: str, **changes: Any) -> Settings:
-    """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
-    if not isinstance(name, str) or name not in PRESETS:
-        near = did_you_mean(str(name), PRESETS)
-        raise UserError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}{near}")
-    return Settings(**{**PRESETS[name], **changes})
 
 
 def require_at_least(name: str, value: float, least: float) -> None:

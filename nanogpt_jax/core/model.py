@@ -38,7 +38,6 @@ _ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 
-
 Text = Int[ops.AnyArray, "B T"] | Shaped[ops.AnyArray, "..."]
 """Tokens that a model is given to read: integers (B, T). It may be given any array: `UserError` says what is wrong."""
 

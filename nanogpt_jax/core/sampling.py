@@ -34,7 +34,6 @@ Weights = dict[str, Any]
 
 # Below this, dividing would overflow; and there the likeliest token is as certain as it can be.
 _COLDEST = 1e-30
-
 _SHORTEST_BUFFER = 16
 _FIRST_STAGE = 64
 

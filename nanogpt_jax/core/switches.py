@@ -1,8 +1,8 @@
 """JAX's switches, those of its environment and its `jax.config`, held where a seed and a number mean the same.
 
 Parameters and state are float32, counters int32, keys threefry's in its partitionable form. Most of that is stated
-where arrays are made. The rest hangs on switches that the libraries below read: a command sets them back for its
-process (`set_aside`), and a function of the core holds them while it runs (`as_promised`).
+where arrays are made. The rest hangs on switches that the libraries below read: a function of the core holds those
+while it runs (`as_promised`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _PARTITIONABLE = "jax_threefry_partitionable"
 
 # What changes a number or what a seed means, or refuses what is meant; with the context that holds it in a block.
-_HELD: dict[str, tuple[Any, Callable[[Any], contextlib.AbstractContextManager[Any]]]] = {
+HELD: dict[str, tuple[Any, Callable[[Any], contextlib.AbstractContextManager[Any]]]] = {
     "jax_enable_x64": (False, jax.enable_x64),
     "jax_default_prng_impl": ("threefry2x32", jax.default_prng_impl),
     _PARTITIONABLE: (True, jax.threefry_partitionable),
@@ -31,36 +31,12 @@ _HELD: dict[str, tuple[Any, Callable[[Any], contextlib.AbstractContextManager[An
     "jax_softmax_custom_jvp": (False, jax.softmax_custom_jvp),
 }
 
-# What else would change a number or end a command half-way; a caller of the library sets these to debug, and may.
-_OF_COMMANDS = {
-    "jax_random_seed_offset": 0,
-    "jax_high_dynamic_range_gumbel": False,
-    "jax_disable_jit": False,
-    "jax_debug_nans": False,
-    "jax_debug_infs": False,
-    "jax_debug_key_reuse": False,
-    "jax_transfer_guard": None,
-    "jax_transfer_guard_host_to_device": None,
-    "jax_transfer_guard_device_to_device": None,
-    "jax_transfer_guard_device_to_host": None,
-}
-
-
-def set_aside() -> list[str]:
-    """Set every switch back for the process; those that stood otherwise, as the environment would have them."""
-    wanted = {name: value for name, (value, _) in _HELD.items()} | _OF_COMMANDS
-    known = [name for name in wanted if name in jax.config.values]  # another version of JAX may lack one
-    found = {name: jax.config.values[name] for name in known if jax.config.values[name] != wanted[name]}
-    for name in found:
-        jax.config.update(name, wanted[name])
-    return [f"{name.upper()}={value}" for name, value in found.items()]
-
 
 @contextlib.contextmanager
 def promised() -> Iterator[None]:
     """In the block the switches stand as this package promises, whatever they are around it."""
     with contextlib.ExitStack() as held:
-        for name, (value, context) in _HELD.items():
+        for name, (value, context) in HELD.items():
             if getattr(jax.config, name) != value:
                 held.enter_context(context(value))
         yield

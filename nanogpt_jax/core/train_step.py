@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, Int32, Integer, PRNGKeyArray, UInt32
+from jaxtyping import Array, Float, Int, Int32, Integer, PRNGKeyArray, UInt32
 
 from nanogpt_jax.core.model import require_tokens
 from nanogpt_jax.core.ops import AnyArray
@@ -178,12 +178,6 @@ def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArr
     of_mean = weights / (weights.sum() / steps)
     total, _ = jax.lax.scan(add, zero, (jnp.arange(steps, dtype=jnp.int32), batch, of_mean))
     return jax.tree.map(lambda x: x / steps, total)
-
-
-@jax.jit
-def is_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether every number in a tree of arrays is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B T"]], Float[Array, ""]]:

@@ -9,12 +9,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import nanogpt_jax
 from nanogpt_jax.data.files import exists, is_file
 
 INSTALLED = "nanogpt-jax"  # by which all commands start where the package is installed
 _NAMED = ("shakespeare_char", "shakespeare", "openwebtext")  # the data sets that are prepared by their names
-_PACKAGE = Path(nanogpt_jax.__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _CHECKOUT = _PACKAGE.parent
 _SCRIPTS = {
     "train": "train.py",

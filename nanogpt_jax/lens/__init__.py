@@ -1,4 +1,4 @@
 """`python -m nanogpt_jax.lens`: a page on what a model computes while it reads a text.
 
-What is computed is the core's; here it is laid into a page that needs no network. A new panel belongs here.
+`activations` asks the model of the core; `page` lays what it says into a file that needs no network. A new panel belongs here.
 """

@@ -20,15 +20,16 @@ from jaxtyping import Int
 from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import read_settings
 from nanogpt_jax.cli.sample import TextSettings, open_model, prompt_text
-from nanogpt_jax.core import activations, sampling
-from nanogpt_jax.core.build import build_model
+from nanogpt_jax.core import sampling
 from nanogpt_jax.core.config import Settings, require_at_least, setting
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Params, purpose_key
 from nanogpt_jax.data.files import is_dir, refusals, replace_when_whole
 from nanogpt_jax.data.tokenizer import Tokenizer
+from nanogpt_jax.lens import activations
 from nanogpt_jax.lens.page import Findings, page
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.reports import model_in_words
 
 CANDIDATES, LAYER_CANDIDATES = 8, 4

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from nanogpt_jax.core.activations import Predictions
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
+from nanogpt_jax.lens.activations import Predictions
 
 _DECIMALS = 6
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import jax
 
+from nanogpt_jax.core import switches
 from nanogpt_jax.core.errors import UserError, in_short
-from nanogpt_jax.core.switches import set_aside
 from nanogpt_jax.data.assets import cache_folder
 from nanogpt_jax.data.commands import to_install
 
@@ -24,6 +24,21 @@ _LOOK = {
     "tpu": "this must be a TPU's machine, and no other process may hold it",
 }
 _VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # of the environment, by which JAX is told where to run
+
+# Switches of JAX that would change a number or end a command half-way, beside those that the core holds. A caller of
+# the library sets these to debug, and may.
+_SWITCHES = {
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_disable_jit": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_debug_key_reuse": False,
+    "jax_transfer_guard": None,
+    "jax_transfer_guard_host_to_device": None,
+    "jax_transfer_guard_device_to_device": None,
+    "jax_transfer_guard_device_to_host": None,
+}
 
 # Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
 PEAK_FLOPS = {
@@ -46,8 +61,10 @@ def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> s
     before the first array is made. Raises `UserError` that says what is missing: its support, the device, or the right
     name in the environment's JAX_PLATFORMS.
     """
-    if switches := set_aside():
-        print(f"set aside, so that a seed and a number mean the same everywhere: {' '.join(switches)}", file=sys.stderr)
+    if otherwise := _set_switches_back():
+        print(
+            f"set aside, so that a seed and a number mean the same everywhere: {' '.join(otherwise)}", file=sys.stderr
+        )
     if requested == "cpu":  # else JAX takes the fastest kind it finds, or what the environment names
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_platform_name", "cpu")
@@ -62,6 +79,16 @@ def use_accelerator(requested: str, join: Callable[[], None] | None = None) -> s
     if requested not in ("auto", found):
         raise UserError(f"accelerator={requested} is not there{_why_not(requested, found)}, or use --accelerator=cpu")
     return found
+
+
+def _set_switches_back() -> list[str]:
+    """Set every switch back for the process; those that stood otherwise, as the environment would have them."""
+    wanted = {name: value for name, (value, _) in switches.HELD.items()} | _SWITCHES
+    known = [name for name in wanted if name in jax.config.values]  # another version of JAX may lack one
+    found = {name: jax.config.values[name] for name in known if jax.config.values[name] != wanted[name]}
+    for name in found:
+        jax.config.update(name, wanted[name])
+    return [f"{name.upper()}={value}" for name, value in found.items()]
 
 
 def _found() -> str:

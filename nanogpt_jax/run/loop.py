@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
 from nanogpt_jax.core import sharding
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, is_finite, make_eval_step, make_train_step
+from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, make_eval_step, make_train_step
 from nanogpt_jax.data import feed
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
 from nanogpt_jax.data.dataset import TokenFile
@@ -28,6 +29,7 @@ from nanogpt_jax.data.files import is_dir
 from nanogpt_jax.data.process import readers_may_leave
 from nanogpt_jax.run import hosts, live
 from nanogpt_jax.run.accelerator import describe
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.curves import leave_figure
 from nanogpt_jax.run.faults import (
     Stopped,
@@ -37,6 +39,7 @@ from nanogpt_jax.run.faults import (
     signals,
     unwritable,
 )
+from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit, rounded_up
 from nanogpt_jax.run.outcome import best_beside_last
 from nanogpt_jax.run.resume import at_a_lower_rate
 from nanogpt_jax.run.run_folder import set_previous_run_aside
@@ -80,9 +83,9 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         if resuming and writing and start.run.step == settings.max_iters and start.run.evaluated:
             further = pasteable("train", init_from="resume", out_dir=out_dir, max_iters=2 * max(1, start.run.step))
             print(f"the run in {out_dir} is finished, at iteration {start.run.step}; to train it further: {further}")
-        shape = sharding.mesh_shape(settings.mesh, jax.device_count())
-        sharding.require_fit(shape, settings)
-        mesh = None if jax.device_count() == 1 else sharding.make_mesh(shape, jax.devices())
+        shape = mesh_shape(settings.mesh, jax.device_count())
+        require_fit(shape, settings)
+        mesh = None if jax.device_count() == 1 else make_mesh(shape, jax.devices())
         model = build_model(settings, start.run.vocab_size, jax.default_backend())
         tx = make_optimizer(settings)
         state = start.load(model, tx, mesh)
@@ -163,7 +166,7 @@ def whole_split_loss(
 
     `stop` is called before every batch, and may raise.
     """
-    windows = sharding.rounded_up(max(1, _TOKENS_PER_EVAL_STEP // block_size), mesh)
+    windows = rounded_up(max(1, _TOKENS_PER_EVAL_STEP // block_size), mesh)
     targets = len(file.tokens) - 1
     return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
 
@@ -320,3 +323,9 @@ def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, Sinks]]:
             raise
         finally:
             checkpoints.close()
+
+
+@jax.jit
+def is_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number in a tree of arrays is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -6,8 +6,9 @@ import pytest
 
 from nanogpt_jax.cli.settings import chosen
 from nanogpt_jax.cli.settings_files import read_settings_file
-from nanogpt_jax.core.config import PRESETS, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.run.presets import PRESETS
 from tests.helpers.commands import command, metrics_of
 
 LIKE_NANOGPTS = '''\

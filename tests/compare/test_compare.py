@@ -10,10 +10,10 @@ import torch
 from nanogpt_jax.compare import command as compare
 from nanogpt_jax.compare.parity import Ours, Row
 from nanogpt_jax.compare.parity import compare as compared
-from nanogpt_jax.core.build import build_model
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.dataset import random_batch
+from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.presets import preset
 from nanogpt_jax.weights import hf_format
 from tests.helpers.torch_twin import twin
 

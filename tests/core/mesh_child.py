@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanogpt_jax.core import sharding
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import IGNORED, init_params, init_state, make_train_step
 from nanogpt_jax.data import feed
 from nanogpt_jax.data.dataset import TokenFile
+from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit
+from nanogpt_jax.run.presets import preset
 
 STEPS = 20
 SETTINGS = preset(
@@ -38,9 +39,9 @@ def partly_ignored(batch):
 
 def run(mesh_text, count, vocab_size, accumulate):
     model, tx = GPT(SETTINGS.gpt_config(vocab_size)), make_optimizer(SETTINGS)
-    shape = sharding.mesh_shape(mesh_text, count)
-    sharding.require_fit(shape, SETTINGS)
-    mesh = None if count == 1 else sharding.make_mesh(shape, jax.devices()[:count])
+    shape = mesh_shape(mesh_text, count)
+    require_fit(shape, SETTINGS)
+    mesh = None if count == 1 else make_mesh(shape, jax.devices()[:count])
 
     def make():
         return init_state(init_params(model, SETTINGS.seed), tx, SETTINGS.seed)

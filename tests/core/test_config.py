@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.config import PRESETS, GPTConfig, Settings, preset
+from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.run.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

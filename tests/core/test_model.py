@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.config import GPTConfig, preset
+from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.model import GPT, Bigram
 from nanogpt_jax.core.train_step import init_params
+from nanogpt_jax.run.presets import preset
 
 NOTEBOOK = preset("gpt_dev").gpt_config(65)
 SMALL = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=True)

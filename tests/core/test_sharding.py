@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from nanogpt_jax.core import sharding
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.run.mesh import mesh_shape, require_fit
+from nanogpt_jax.run.presets import preset
 from tests.helpers.commands import HANGS, ROOT
 
 SMALL, LARGE = 64, 4096  # vocabularies: from 4096 on the head and the loss are one function
@@ -66,7 +67,7 @@ def test_every_mesh_gives_the_losses_of_one_device(found, run):
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_no_device_holds_more_than_its_share(found, mesh):
-    shape = sharding.mesh_shape(mesh, MESHES[mesh])
+    shape = mesh_shape(mesh, MESHES[mesh])
     of = found[mesh, MESHES[mesh], SMALL, 1]
     share = 1 / (shape.fsdp * shape.tensor)
     assert of["shards"] == [share, share] and of["after"] == share  # the parameter, its moment; and after 20 updates
@@ -104,7 +105,7 @@ def test_tensor_parallel_training_deals_out_heads_without_gathering_activations(
 )
 def test_a_mesh_that_is_none_is_refused(mesh, message):
     with pytest.raises(UserError, match=message) as error:
-        sharding.mesh_shape(mesh, 8)
+        mesh_shape(mesh, 8)
     assert f"mesh={mesh}" in str(error.value)
 
 
@@ -119,7 +120,7 @@ def test_a_mesh_that_is_none_is_refused(mesh, message):
 )
 def test_a_mesh_that_does_not_divide_the_model_is_refused(mesh, changes, message):
     with pytest.raises(UserError, match=message):
-        sharding.require_fit(sharding.mesh_shape(mesh, 8), preset("shakespeare_char_cpu", **changes))
+        require_fit(mesh_shape(mesh, 8), preset("shakespeare_char_cpu", **changes))
 
 
 def test_moments_lie_as_their_parameters_and_vectors_are_whole():

@@ -34,8 +34,8 @@ import nanogpt_jax.core
 for module in pkgutil.iter_modules(nanogpt_jax.core.__path__):
     importlib.import_module(f"nanogpt_jax.core.{module.name}")
 
-from nanogpt_jax import GPT, Batch, generate, init_params, init_state, make_optimizer, make_train_step, preset
-settings = preset("shakespeare_char_cpu", n_layer=1, n_head=2, n_embd=16, block_size=8)
+from nanogpt_jax import GPT, Batch, Settings, generate, init_params, init_state, make_optimizer, make_train_step
+settings = Settings(n_layer=1, n_head=2, n_embd=16, block_size=8)
 model, tx = GPT(settings.gpt_config(vocab_size=11)), make_optimizer(settings)
 state = init_state(init_params(model, seed=1), tx, seed=1)
 tokens = numpy.arange(18, dtype=numpy.int32).reshape(2, 9) % 11

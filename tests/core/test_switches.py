@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.optimizer import make_optimizer
@@ -20,6 +19,7 @@ from nanogpt_jax.core.train_step import (
     make_train_step,
     purpose_key,
 )
+from nanogpt_jax.run.presets import preset
 from tests.helpers.commands import command, metrics_of
 
 SETTINGS = preset("shakespeare_char_cpu", n_layer=1, dropout=0.1, warmup_iters=3)

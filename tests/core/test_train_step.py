@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanogpt_jax.core.config import GPTConfig, Settings, preset
+from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
 from nanogpt_jax.core.optimizer import learning_rate_schedule, make_optimizer
@@ -22,6 +22,7 @@ from nanogpt_jax.core.train_step import (
     make_eval_step,
     make_train_step,
 )
+from nanogpt_jax.run.presets import preset
 
 SMALL = GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8)
 SETTINGS = preset("shakespeare_char_cpu", weight_decay=0.1, grad_clip=0.0, decay_lr=False, learning_rate=1e-2)

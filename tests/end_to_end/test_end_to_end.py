@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import abstract_state
 from nanogpt_jax.data.dataset import open_tokens, whole_split
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights.loading import open_run, open_weights, stored_settings
 from tests.helpers.commands import HANGS, ROOT, command, metrics_of
 

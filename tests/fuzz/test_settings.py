@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_jax.cli import train
-from nanogpt_jax.core.config import PRESETS, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.run import loop
+from nanogpt_jax.run.presets import PRESETS
 
 from .drawn import bytes_changes, change, odder
 from .running import end_of, fuzz

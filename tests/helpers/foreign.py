@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import abstract_state, init_params
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights import loading
 
 TEXT = "To be, or not to be, that is the question:\n" * 40

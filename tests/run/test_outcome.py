@@ -11,9 +11,9 @@ import pytest
 from nanogpt_jax import convert
 from nanogpt_jax.cli import train
 from nanogpt_jax.cli.sample import SampleSettings, open_model
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights.checkpoint import FOLDER, best, newest
 from nanogpt_jax.weights.loading import open_weights
 from tests.end_to_end.test_end_to_end import assert_same_bits, state_of

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from nanogpt_jax.core.build import build_model
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.run import telemetry
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.live import Lines
+from nanogpt_jax.run.presets import preset
 from nanogpt_jax.run.sinks import Sinks
 from nanogpt_jax.run.telemetry import StepLog, flops_per_token
 from nanogpt_jax.weights.checkpoint import RunDocument

@@ -14,9 +14,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from nanogpt_jax.core.config import preset
 from nanogpt_jax.run import loop
 from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.presets import preset
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from nanogpt_jax.cli import sample
-from nanogpt_jax.core.build import build_model
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import abstract_state
 from nanogpt_jax.run import hosts, loop  # noqa: F401 (imported before children are forked)
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights import orbax_files  # noqa: F401 (imported before children are forked)
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
 from nanogpt_jax.weights.loading import open_run, stored_settings

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from nanogpt_jax.core import activations, ops
+from nanogpt_jax.core import ops
 from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.model import GPT, Bigram, CausalSelfAttention, Linear
 from nanogpt_jax.core.train_step import Batch, loss_fn
+from nanogpt_jax.lens import activations
 from tests.helpers.twins import fresh
 
 CONFIG = GPTConfig(block_size=24, vocab_size=30, n_layer=3, n_head=2, n_embd=16)
