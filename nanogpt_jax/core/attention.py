@@ -45,8 +45,8 @@ def choose_kernel(requested: str, platform: str, head_size: int, dtype: jnp.dtyp
 
 def causal_attention(
     q: Float[Array, "B H T D"],
-    k: Float[Array, "B H T D"],
-    v: Float[Array, "B H T D"],
+    k: Float[Array, "B K T D"],
+    v: Float[Array, "B K T D"],
     *,
     kernel: str = "xla",
     dropout: float = 0.0,
@@ -54,12 +54,15 @@ def causal_attention(
 ) -> Float[Array, "B H T D"]:
     """Every position attends to itself and to what came before it.
 
+    K divides H: each key head is read by H / K query heads, which lie side by side (GQA: Ainslie et al., 2023).
+
     With a `key`, each attention weight is dropped with probability `dropout` and the rest scaled up to keep the mean.
     """
     if kernel == "cudnn":
         return on_own_heads(_cudnn_attention)(q, k, v)
     if kernel == "splash" and q.shape[-2] % SPLASH_BLOCK == 0:
         return on_own_heads(_splash_attention)(q, k, v)
+    k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     keep = None
     if key is not None and dropout > 0:
         shape = (*q.shape[:-1], k.shape[-2])
@@ -69,21 +72,22 @@ def causal_attention(
 
 
 def cached_attention(
-    q: Float[Array, "N T D"],
-    k: Float[Array, "N S D"],
-    v: Float[Array, "N S D"],
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B*K S D"],
+    v: Float[Array, "B*K S D"],
     position: Position,
-) -> Float[Array, "N T D"]:
+) -> Float[Array, "B H T D"]:
     """T new positions, the first of which is `position`, attend to a cache that already holds their own keys.
 
-    N is every head of every sequence. Entries of the cache past a query's own position are not seen, whatever they
-    hold.
+    Entries of the cache past a query's own position are not seen, whatever they hold. From position S on all are seen:
+    the cache has gone round, and holds the last S.
     """
-    T, S = q.shape[-2], k.shape[-2]
-    visible = jnp.arange(S)[None, :] <= position + jnp.arange(T)[:, None]
-    scores = jnp.einsum("ntd,nsd->nts", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1)
-    return jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v)
+    S = k.shape[1]
+    rows = q.reshape(len(k), -1, q.shape[3])  # the queries of all heads that read one key head
+    at = position + jnp.arange(rows.shape[1]) % q.shape[2]
+    scores = jnp.einsum("ntd,nsd->nts", rows, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[3])
+    weights = jax.nn.softmax(jnp.where(jnp.arange(S) <= at[:, None], scores, MASKED), axis=-1)
+    return jnp.einsum("nts,nsd->ntd", weights.astype(v.dtype), v).reshape(q.shape)
 
 
 def _cudnn_attention(q: Array, k: Array, v: Array) -> Array:

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints, no_type_check
 
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.rope import rope_scaling
 
-ACTIVATIONS = ("gelu", "gelu_new", "relu")
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "relu2", "swiglu", "geglu")
+POSITIONS = ("learned", "rope")
+NORMS = ("layer", "rms")
 WHICH = ("best", "last")
 DTYPES = ("auto", "float32", "bfloat16")
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
@@ -31,21 +34,33 @@ PLACEMENT = "devices"  # the group of settings that say where a run runs, and so
 class GPTConfig:
     """The shape of a GPT: what decides which parameters exist and what they mean.
 
-    The first seven names and their meanings are nanoGPT's. The rest are the options that GPT-2 checkpoints and the
-    models of the "GPT from scratch" notebook need. A shape that can't be is a `UserError`.
+    The first seven names and their meanings are nanoGPT's. The rest are the options that GPT-2 checkpoints, the models
+    of the "GPT from scratch" notebook, and Llama and Qwen3 need. A shape that can't be is a `UserError`.
 
     Attributes:
         block_size: longest context, in tokens; rows of the position table.
         vocab_size: rows of the token table; at most 65,536.
         n_layer: number of blocks.
         n_head: attention heads in a block.
-        n_embd: width of the residual stream, a multiple of `n_head`.
+        n_embd: width of the residual stream; a multiple of `n_head` where `head_size` is None.
         dropout: probability of dropping an activation in training, in [0, 1).
         bias: biases in linear layers and layer norms, as in GPT-2.
-        activation: of the MLP: GELU (Hendrycks & Gimpel, 2016), its tanh form as in GPT-2, or ReLU.
+        activation: of the MLP: GELU (Hendrycks & Gimpel, 2016), its tanh form as in GPT-2, ReLU or its square (So et
+            al., 2021); or of the gate of a gated one, SiLU or GELU (SwiGLU, GEGLU: Shazeer, 2020).
         qkv_bias: bias of queries, keys and values; None: as `bias`.
         tie_word_embeddings: the head shares the token table (Press & Wolf, 2017).
         lm_head_bias: bias of a head of its own.
+        position: a table of positions that is learned, or queries and keys that are turned (RoPE: Su et al., 2021).
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: Llama 3's change of them, as `rope.rope_scaling` reads it.
+        norm: layer norm (Ba et al., 2016) or RMS norm (Zhang & Sennrich, 2019).
+        norm_epsilon: what keeps either from dividing by zero.
+        qk_norm: an RMS norm of each head's queries and keys, before they are turned (Qwen3).
+        n_kv_head: heads of keys and values, each read by n_head / n_kv_head heads of queries; None: `n_head`.
+        head_size: width of a head; None: n_embd / n_head.
+        mlp_size: hidden units of an MLP; None: 4 n_embd.
+        logit_softcap: c, for logits of c tanh(logits / c) (Gemma 2, 2024); None: as they are.
+        proj_init_scale: factor on the spread with which the two projections of a block start; 0: from zero.
     """
 
     block_size: int = 1024
@@ -55,34 +70,83 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.0
     bias: bool = True
-    activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    activation: Literal["gelu", "gelu_new", "relu", "relu2", "swiglu", "geglu"] = "gelu"
     qkv_bias: bool | None = None  # None: as `bias`
     tie_word_embeddings: bool = True
     lm_head_bias: bool = False
+    position: Literal["learned", "rope"] = "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: str | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = False
+    n_kv_head: int | None = None
+    head_size: int | None = None
+    mlp_size: int | None = None
+    logit_softcap: float | None = None
+    proj_init_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            require_at_least(name, getattr(self, name), 1)
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_size", "mlp_size"):
+            if getattr(self, name) is not None:
+                require_at_least(name, getattr(self, name), 1)
         require_32_bits(self)
         require_at_most("vocab_size", self.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
         require_at_most("n_layer", self.n_layer, MAX_LAYERS, "each layer is compiled by itself")
-        parameters = self.n_embd * (self.vocab_size + self.block_size + 12 * self.n_layer * self.n_embd)
+        in_block = 2 * (self.n_head + self.kv_heads) * self.head_width + 2 * self.mlp_width
+        parameters = self.n_embd * (self.vocab_size + self.block_size + self.n_layer * in_block)
         if parameters > MAX_PARAMETERS:
             raise UserError(
                 f"n_embd={self.n_embd} with n_layer={self.n_layer} and block_size={self.block_size} is a model of "
                 f"{parameters:.0e} parameters, where machines hold {MAX_PARAMETERS:.0e}; lower one of them"
             )
-        if self.n_embd % self.n_head:
+        if self.head_size is None and self.n_embd % self.n_head:
             near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
             raise UserError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}; try n_embd={near}")
+        if self.n_head % self.kv_heads:
+            raise UserError(
+                f"n_head={self.n_head} is not a multiple of n_kv_head={self.kv_heads}; choose a divisor of it"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} is outside [0, 1); choose 0 to turn it off")
-        require_choice("activation", self.activation, ACTIVATIONS)
+        for name, choices in (("activation", ACTIVATIONS), ("position", POSITIONS), ("norm", NORMS)):
+            require_choice(name, getattr(self, name), choices)
+        for name in ("rope_theta", "norm_epsilon", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}={value} is not a finite number above 0; choose one that is")
+        if not 0 <= self.proj_init_scale < math.inf:
+            raise UserError(
+                f"proj_init_scale={self.proj_init_scale} is not a finite number of at least 0; choose 1, or 0"
+            )
+        self._check_rotation()
+
+    def _check_rotation(self) -> None:
+        if self.position == "rope" and self.head_width % 2:
+            raise UserError(
+                f"position=rope turns pairs, and heads of {self.head_width} are odd; choose an even head_size, or another "
+                "n_embd or n_head"
+            )
+        for name in ("rope_theta", "rope_scaling"):
+            if self.position == "learned" and getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"{name}={getattr(self, name)} has no meaning with position=learned; add position=rope")
+        if self.rope_scaling is not None:
+            rope_scaling(self.rope_scaling)
 
     @property
-    def head_size(self) -> int:
+    def head_width(self) -> int:
         """Width of one attention head."""
-        return self.n_embd // self.n_head
+        return self.n_embd // self.n_head if self.head_size is None else self.head_size
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden units of an MLP."""
+        return 4 * self.n_embd if self.mlp_size is None else self.mlp_size
 
     @property
     def has_qkv_bias(self) -> bool:
@@ -135,14 +199,25 @@ class Settings:
     block_size: int = setting(1024, "model", "longest context, in tokens")
     n_layer: int = setting(12, "model", "number of blocks")
     n_head: int = setting(12, "model", "attention heads in a block")
-    n_embd: int = setting(768, "model", "width of the residual stream, a multiple of n_head")
+    n_embd: int = setting(768, "model", "width of the residual stream, a multiple of n_head if head_size does not say otherwise")
     vocab_size: int | None = setting(None, "model", "rows of the token table; none: as many as the tokenizer has")
     dropout: float = setting(0.0, "model", "probability of dropping an activation in training")
     bias: bool = setting(False, "model", "biases in linear layers and layer norms, as in GPT-2")
-    activation: Literal["gelu", "gelu_new", "relu"] = setting("gelu", "model", "MLP non-linearity: exact GELU, its tanh form, or ReLU", ACTIVATIONS)
+    activation: Literal["gelu", "gelu_new", "relu", "relu2", "swiglu", "geglu"] = setting("gelu", "model", "MLP non-linearity: exact GELU, its tanh form, ReLU, its square, or a gated MLP with SiLU or GELU", ACTIVATIONS)
     qkv_bias: bool | None = setting(None, "model", "bias of queries, keys and values; none: as bias")
     tie_word_embeddings: bool = setting(True, "model", "the head shares the token table")
     lm_head_bias: bool = setting(False, "model", "bias of an untied head")
+    position: Literal["learned", "rope"] = setting("learned", "model", "a learned table of positions, or rotary ones", POSITIONS)
+    rope_theta: float = setting(10_000.0, "model", "base of the rotary frequencies")
+    rope_scaling: str | None = setting(None, "model", "Llama 3's scaling of them, as llama3:FACTOR,LOW,HIGH,ORIGINAL; none: none")
+    norm: Literal["layer", "rms"] = setting("layer", "model", "layer norm or RMS norm", NORMS)
+    norm_epsilon: float = setting(1e-5, "model", "what is added to a variance before its root divides")
+    qk_norm: bool = setting(False, "model", "RMS norm of each head's queries and keys")
+    n_kv_head: int | None = setting(None, "model", "heads of keys and values, a divisor of n_head (grouped queries); none: n_head")
+    head_size: int | None = setting(None, "model", "width of an attention head; none: n_embd / n_head")
+    mlp_size: int | None = setting(None, "model", "hidden units of an MLP; none: 4 n_embd")
+    logit_softcap: float | None = setting(None, "model", "c, for logits of c tanh(logits / c); none: as they are")
+    proj_init_scale: float = setting(1.0, "model", "factor on the initial spread of a block's two projections; 0 starts them at zero")
 
     learning_rate: float = setting(6e-4, "optimizer", "largest learning rate")
     max_iters: int = setting(600_000, "optimizer", "number of updates")

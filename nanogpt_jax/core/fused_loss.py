@@ -7,11 +7,14 @@ is computed twice. The plain twin, head and then `ops.cross_entropy`, is in `tes
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nanogpt_jax.core.both_ways import both_ways
+from nanogpt_jax.core.ops import softcapped
 
 CHUNKS = 8
 
@@ -19,21 +22,27 @@ Chunk = tuple[Float[Array, "*n B t C"], Int[Array, "*n B t"], Float[Array, "*n B
 """Some positions' x, targets and weights."""
 
 
-@both_ways
+@partial(both_ways, nondiff_argnums=(4,))
 def fused_cross_entropy(
-    x: Float[Array, "B T C"], table: Float[Array, "V C"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+    x: Float[Array, "B T C"],
+    table: Float[Array, "V C"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    softcap: float | None = None,
 ) -> Float[Array, ""]:
-    """The sum of weights * -log softmax(x table^T)[targets], logits and loss in float32.
+    """The sum of weights * -log softmax(x table^T)[targets], logits and loss in float32, the logits softcapped.
 
     T is cut into `CHUNKS` parts, or the next smaller number that divides it: B, which may be spread over devices, is
     not.
     """
-    return jax.lax.map(lambda chunk: _chunk(chunk, table)[0], _chunks(x, targets, weights)).sum()
+    return jax.lax.map(lambda chunk: _chunk(chunk, table, softcap)[0], _chunks(x, targets, weights)).sum()
 
 
-def _forward(x: Array, table: Array, targets: Array, weights: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+def _forward(
+    x: Array, table: Array, targets: Array, weights: Array, softcap: float | None
+) -> tuple[Array, tuple[Array, Array, Array]]:
     def step(dtable: Array, chunk: Chunk) -> tuple[Array, tuple[Array, Array, Array]]:
-        loss, losses, dlogits = _chunk(chunk, table)
+        loss, losses, dlogits = _chunk(chunk, table, softcap)
         dlogits = dlogits.astype(x.dtype)
         dx = jnp.einsum("btv,vc->btc", dlogits, table, preferred_element_type=jnp.float32)
         dtable += jnp.einsum("btv,btc->vc", dlogits, chunk[0], preferred_element_type=jnp.float32)
@@ -45,7 +54,9 @@ def _forward(x: Array, table: Array, targets: Array, weights: Array) -> tuple[Ar
     return loss.sum(), (dx.reshape(x.shape), dtable.astype(table.dtype), dweights.reshape(weights.shape))
 
 
-def _backward(gradients: tuple[Array, Array, Array], d: Float[Array, ""]) -> tuple[Array, Array, None, Array]:
+def _backward(
+    softcap: float | None, gradients: tuple[Array, Array, Array], d: Float[Array, ""]
+) -> tuple[Array, Array, None, Array]:
     dx, dtable, dweights = ((gradient * d).astype(gradient.dtype) for gradient in gradients)
     return dx, dtable, None, dweights
 
@@ -54,16 +65,19 @@ fused_cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunk(
-    chunk: Chunk, table: Float[Array, "V C"]
+    chunk: Chunk, table: Float[Array, "V C"], softcap: float | None
 ) -> tuple[Float[Array, ""], Float[Array, "B t"], Float[Array, "B t V"]]:
-    """A chunk's weighted loss, each target's own, and the gradient of the logits: weights * (softmax - one-hot)."""
+    """A chunk's weighted loss, each target's own, and the gradient of x table^T: weights * (softmax - one-hot)."""
     x, targets, weights = chunk
-    logits = jnp.einsum("btc,vc->btv", x, table, preferred_element_type=jnp.float32)
+    logits = softcapped(jnp.einsum("btc,vc->btv", x, table, preferred_element_type=jnp.float32), softcap)
     log_sums = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     hot = targets[..., None] == jnp.arange(table.shape[0])
     # A product and not a select: JAX takes the select's zeros out of the loop, as an array as large as the logits.
     losses = log_sums[..., 0] - jnp.sum(hot * logits, axis=-1)
-    return jnp.sum(weights * losses), losses, weights[..., None] * (jnp.exp(logits - log_sums) - hot)
+    dlogits = weights[..., None] * (jnp.exp(logits - log_sums) - hot)
+    if softcap is not None:
+        dlogits *= 1 - jnp.square(logits / softcap)
+    return jnp.sum(weights * losses), losses, dlogits
 
 
 def _chunks(x: Float[Array, "B T C"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]) -> Chunk:

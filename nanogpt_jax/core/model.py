@@ -1,8 +1,9 @@
 """The models, as linen modules with GPT-2's parameter names: `Bigram`, and `GPT` with the blocks it is made of.
 
-Design choices: learned positions, pre-norm blocks, one matrix for queries, keys and values, a 4x MLP, float32
-parameters with matrix products in `dtype`, and a float32 residual stream. Activations lie flat, (B*T, n_embd), between
-the embedding and the head, because XLA multiplies matrices fastest as matrices; only attention needs to know T.
+Design choices: pre-norm blocks, one matrix for queries, keys and values, float32 parameters with matrix products in
+`dtype`, and a float32 residual stream. Positions, norm, heads and MLP are as `GPTConfig` says, by default GPT-2's.
+Activations lie flat, (B*T, n_embd), between the embedding and the head, because XLA multiplies matrices fastest as
+matrices; only attention needs to know T.
 
 A module here is a pure function of (parameters, tokens). How it is trained is in `train_step.py`, how text is drawn
 from it in `sampling.py`.
@@ -16,8 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from nanogpt_jax.core import ops, sharding
 from nanogpt_jax.core.attention import Position, cached_attention, causal_attention
@@ -25,9 +25,8 @@ from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import ROWS, Rows, times
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.fused_loss import fused_cross_entropy
-
-LAYER_NORM_EPSILON = 1e-5
-INIT_STD = 0.02
+from nanogpt_jax.core.layers import INIT_STD, Linear, Norm, Text, require_text
+from nanogpt_jax.core.rope import frequencies, rotated
 
 # From this vocabulary on, the logits of a batch are worth not keeping whole.
 FUSED_LOSS_FROM = 4096
@@ -36,54 +35,22 @@ _ACTIVATIONS = {
     "gelu": ops.gelu,
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "relu2": ops.relu2,
 }
 
-Text = Int[ops.AnyArray, "B T"] | Shaped[ops.AnyArray, "..."]
-"""Tokens that a model is given to read: integers (B, T). It may be given any array: `UserError` says what is wrong."""
+# Gated MLPs (Shazeer, 2020): a second matrix, bent by this, scales the hidden units.
+_GATES = {"swiglu": jax.nn.silu, "geglu": ops.gelu}
 
 
 class KeyValues(NamedTuple):
-    """What one layer remembers of the positions it has read: the keys and values of each sequence's each head."""
+    """What one layer remembers of the positions it has read: keys and values of each sequence's each key head."""
 
-    k: Float[Array, "B*H S D"]
-    v: Float[Array, "B*H S D"]
+    k: Float[Array, "B*K S D"]
+    v: Float[Array, "B*K S D"]
 
 
 Cache = tuple[KeyValues, ...]
 """A `KeyValues` for each layer."""
-
-
-class Linear(nn.Module):
-    """x @ kernel + bias, with the kernel drawn from N(0, std^2) and the bias at zero, as GPT-2 starts them."""
-
-    features: int
-    use_bias: bool
-    std: float = INIT_STD
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N K"]) -> Float[Array, "N M"]:
-        if self.has_variable(ROWS, "kernel"):
-            y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
-        else:
-            kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features), jnp.float32)
-            y = ops.linear(x.astype(self.dtype), sharding.gathered(kernel.astype(self.dtype), self.name or ""))
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
-            y += sharding.gathered(bias, self.name or "")
-        return y
-
-
-class LayerNorm(nn.Module):
-    """Each row to mean 0 and variance 1, then scaled and, with `use_bias`, shifted."""
-
-    use_bias: bool
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N C"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32) if self.use_bias else None
-        return ops.layer_norm(x, scale, bias, LAYER_NORM_EPSILON)
 
 
 class CausalSelfAttention(nn.Module):
@@ -103,20 +70,29 @@ class CausalSelfAttention(nn.Module):
         position: Position,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
-        qkv = Linear(3 * cfg.n_embd, cfg.has_qkv_bias, dtype=self.dtype, name="c_attn")(x)
-        q, k, v = sharding.split_heads(qkv, batch, cfg.n_head)
+        heads = cfg.n_head, cfg.kv_heads
+        width = (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_width
+        qkv = Linear(width, cfg.has_qkv_bias, dtype=self.dtype, heads=heads, name="c_attn")(x)
+        q, k, v = sharding.split_heads(qkv, batch, *heads)
+        if cfg.qk_norm:
+            q, k = (Norm("rms", cfg.norm_epsilon, name=f"{name}_norm")(x) for name, x in (("q", q), ("k", k)))
+        if cfg.position == "rope":
+            turns = frequencies(cfg.head_width, cfg.rope_theta, cfg.rope_scaling)
+            q, k = (rotated(x, turns, position) for x in (q, k))
+        q, k = q.astype(self.dtype), k.astype(self.dtype)
+        self.sow("intermediates", "queries_and_keys", (q, k))  # for who asks to see them
         if cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
         else:
             cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
-            y = cached_attention(_of_each_head(q), *cache, position).reshape(q.shape)
+            y = cached_attention(q, *cache, position)
         y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(ops.merge_heads(y))
         return nn.Dropout(cfg.dropout, deterministic=not train)(y), cache
 
 
 class MLP(nn.Module):
-    """Each position thinks for itself: widen four times, bend, narrow again."""
+    """Each position thinks for itself: widen, bend, narrow again."""
 
     config: GPTConfig
     dtype: Any = jnp.float32
@@ -124,22 +100,26 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N C"], train: bool) -> Float[Array, "N C"]:
         cfg = self.config
-        h = _ACTIVATIONS[cfg.activation](Linear(4 * cfg.n_embd, cfg.bias, dtype=self.dtype, name="c_fc")(x))
+        h = Linear(cfg.mlp_width, cfg.bias, dtype=self.dtype, name="c_fc")(x)
+        if cfg.activation in _GATES:
+            h *= _GATES[cfg.activation](Linear(cfg.mlp_width, cfg.bias, dtype=self.dtype, name="c_gate")(x))
+        else:
+            h = _ACTIVATIONS[cfg.activation](h)
         y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(h)
         return nn.Dropout(cfg.dropout, deterministic=not train)(y)
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each reading a layer norm of the residual stream and adding to it."""
+    """Attention, then MLP, each reading the residual stream through a norm and adding to it."""
 
     config: GPTConfig
     dtype: Any = jnp.float32
     kernel: str = "xla"
 
     def setup(self) -> None:
-        self.ln_1 = LayerNorm(self.config.bias)
+        self.ln_1 = _norm(self.config)
         self.attn = CausalSelfAttention(self.config, self.dtype, self.kernel)
-        self.ln_2 = LayerNorm(self.config.bias)
+        self.ln_2 = _norm(self.config)
         self.mlp = MLP(self.config, self.dtype)
 
     def __call__(
@@ -156,9 +136,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer: token and position embeddings, `n_layer` blocks, a last layer norm and a head.
+    """A decoder-only transformer: token and position embeddings, `n_layer` blocks, a last norm and a head.
 
-    GPT-2's (Radford et al., 2019): pre-norm, learned positions. ``model.apply({"params": params}, idx)`` calls it.
+    GPT-2 (Radford et al., 2019) by default; with rotary positions there is no position embedding (Llama: Touvron et
+    al., 2023). ``model.apply({"params": params}, idx)`` calls it.
 
     Attributes:
         config: the shape.
@@ -177,11 +158,12 @@ class GPT(nn.Module):
         cfg = self.config
         normal = nn.initializers.normal(INIT_STD)
         self.wte = nn.Embed(cfg.vocab_size, cfg.n_embd, embedding_init=normal)
-        self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
+        if cfg.position == "learned":
+            self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
         self.drop = nn.Dropout(cfg.dropout)
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # static: batch, train
         self.h = [block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
-        self.ln_f = LayerNorm(cfg.bias)
+        self.ln_f = _norm(cfg)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
 
@@ -193,7 +175,7 @@ class GPT(nn.Module):
         return self.head(self.hidden(idx, train=train))
 
     def hidden(self, idx: Text, *, train: bool = False) -> Float[Array, "B T C"]:
-        """The residual stream after the last layer norm: what the head reads."""
+        """The residual stream after the last norm: what the head reads."""
         return self._blocks(idx, None, 0, train)[0]
 
     def loss(
@@ -201,9 +183,9 @@ class GPT(nn.Module):
     ) -> Float[Array, ""]:
         """The weighted sum of the targets' cross-entropies, in nats."""
         x, targets, weights = self.hidden(idx, train=train), jnp.asarray(targets), jnp.asarray(weights)
-        if self.config.tie_word_embeddings and self.config.vocab_size >= FUSED_LOSS_FROM:
-            table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
-            return sharding.sum_over_rows(fused_cross_entropy)(x.astype(self.dtype), table, targets, weights)
+        if self.config.vocab_size >= FUSED_LOSS_FROM and not self.config.lm_head_bias:
+            fused = sharding.sum_over_rows(lambda *arrays: fused_cross_entropy(*arrays, self.config.logit_softcap))
+            return fused(x.astype(self.dtype), self._head_table(), targets, weights)
         return _weighted_cross_entropy(self.head(x), targets, weights)
 
     def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
@@ -223,21 +205,26 @@ class GPT(nn.Module):
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` sequences of up to `length` tokens, which are at most `block_size`."""
         cfg = self.config
-        shape = (batch * cfg.n_head, length, cfg.head_size)
+        shape = (batch * cfg.kv_heads, length, cfg.head_width)
         # Arrays of their own, each: the generation loop takes over their memory.
         return tuple(KeyValues(*(jnp.zeros(shape, self.dtype) for _ in "kv")) for _ in range(cfg.n_layer))
 
     def head(self, x: Float[Array, "*N C"]) -> Float[Array, "*N V"]:
-        """Logits in float32 from what the last layer norm gave."""
+        """Logits in float32 from what the last norm gave."""
         flat = x.reshape(-1, x.shape[-1])
         if self.has_variable(ROWS, "head"):
             logits = times(flat, self.get_variable(ROWS, "head"))
         elif self.config.tie_word_embeddings:
-            table = sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
-            logits = times(flat, Rows(table))
+            logits = times(flat, Rows(self._head_table()))
         else:
             logits = self.lm_head(flat).astype(jnp.float32)
-        return logits.reshape(*x.shape[:-1], -1)
+        return ops.softcapped(logits, self.config.logit_softcap).reshape(*x.shape[:-1], -1)
+
+    def _head_table(self) -> Float[Array, "V C"]:
+        if self.config.tie_word_embeddings:
+            return sharding.gathered(self.wte.embedding.astype(self.dtype), "wte")
+        kernel: Array = self.lm_head.get_variable("params", "kernel")
+        return sharding.gathered(kernel.astype(self.dtype), "lm_head").T
 
     def _positions(self, position: Position, length: int) -> Float[Array, "{length} C"]:
         return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
@@ -246,14 +233,15 @@ class GPT(nn.Module):
         self, idx: Text, cache: Cache | None, position: Position, train: bool
     ) -> tuple[Float[Array, "B T C"], Cache]:
         """The residual stream, and the cache with these positions in it; ``()`` where there is none."""
-        B, T = _require_text(idx, self.config.vocab_size)
+        B, T = require_text(idx, self.config.vocab_size)
         if self.config.block_size < T:
             raise UserError(
                 f"a text of {T} tokens does not fit block_size={self.config.block_size}; give its last "
                 f"{self.config.block_size}, as in idx[:, -{self.config.block_size}:]"
             )
-        table = sharding.gathered(self.wte.embedding, "wte")
-        x = ops.embedding(table, jnp.asarray(idx)) + ops.to_every_row(self._positions(position, T), B)
+        x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx))
+        if self.config.position == "learned":
+            x += ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), deterministic=not train)
         new: list[KeyValues] = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
@@ -280,7 +268,7 @@ class Bigram(nn.Module):
 
     def __call__(self, idx: Text, *, train: bool = False) -> Float[Array, "B T V"]:
         """Logits of the token after each position."""
-        _require_text(idx, self.config.vocab_size)
+        require_text(idx, self.config.vocab_size)
         return self.wte(idx)
 
     def loss(
@@ -302,33 +290,6 @@ class Bigram(nn.Module):
         return ()
 
 
-def require_tokens(name: str, values: Any, size: int, least: int = 0) -> None:
-    """Raise `UserError` if an array holds anything but whole numbers from `least` to `size` - 1, where it can be seen.
-
-    A traced array has a type and no numbers yet, and one that lies on several hosts is whole on none.
-    """
-    if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise UserError(f"{name} are of type {values.dtype}, where whole numbers below {size} belong; give int32")
-    if isinstance(values, jax.core.Tracer) or not getattr(values, "is_fully_addressable", True) or not values.size:
-        return
-    seen = np.asarray(values)
-    for value in (int(seen.min()), int(seen.max())):
-        if not least <= value < size:
-            raise UserError(
-                f"{name} hold {value}, outside the vocabulary of {size}; give numbers from {least} to {size - 1}"
-            )
-
-
-def _require_text(idx: Text, vocab_size: int) -> tuple[int, int]:
-    """The B and T of tokens (B, T); `UserError` for anything else."""
-    if idx.ndim != 2:
-        raise UserError(
-            f"tokens of shape {idx.shape} are not (B, T), texts side by side; give one text as tokens[None]"
-        )
-    require_tokens("tokens", idx, vocab_size)
-    return idx.shape[0], idx.shape[1]
-
-
 def _weighted_cross_entropy(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
 ) -> Float[Array, ""]:
@@ -336,16 +297,17 @@ def _weighted_cross_entropy(
     return jnp.sum(losses * weights.reshape(-1))
 
 
+def _norm(config: GPTConfig) -> Norm:
+    return Norm(config.norm, config.norm_epsilon, config.bias)
+
+
 def _residual_std(config: GPTConfig) -> float:
     """GPT-2 scales what writes to the residual stream by 1/sqrt(number of writers), two in each block."""
-    return INIT_STD / math.sqrt(2 * config.n_layer)
+    return config.proj_init_scale * INIT_STD / math.sqrt(2 * config.n_layer)
 
 
 def _write(old: Float[Array, "N S D"], new: Float[Array, "B H T D"], position: Position) -> Float[Array, "N S D"]:
     # With heads and sequences on one axis, as products over them want it, XLA updates the cache in its place; with an
-    # axis for each, it copies the whole cache for every token.
-    return jax.lax.dynamic_update_slice_in_dim(old, _of_each_head(new).astype(old.dtype), position, axis=1)
-
-
-def _of_each_head(x: Float[Array, "B H T D"]) -> Float[Array, "B*H T D"]:
-    return x.reshape(-1, *x.shape[2:])
+    # axis for each, it copies the whole cache for every token. A cache that is full is written from its start again.
+    rows = new.reshape(-1, *new.shape[2:]).astype(old.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(old, rows, position % old.shape[1], axis=1)

@@ -79,6 +79,38 @@ def _layer_norm_backward(
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+@partial(both_ways, nondiff_argnums=(2,))
+def rms_norm(x: Float[Array, "*N C"], scale: Float[Array, " C"], epsilon: float) -> Float[Array, "*N C"]:
+    """x / sqrt(mean(x^2) + epsilon) * scale over each row (Zhang and Sennrich, 2019), in float32."""
+    return _rms_norm_forward(x, scale, epsilon)[0]
+
+
+def _rms_norm_forward(x: Array, scale: Array, epsilon: float) -> tuple[Array, tuple[Array, Array, Array]]:
+    wide = x.astype(jnp.float32)
+    rstd = _rstd(wide, epsilon)
+    return wide * rstd * scale, (x, rstd, scale)
+
+
+def _rms_norm_backward(epsilon: float, saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, rstd, scale = saved
+    normal, dnormal = x.astype(jnp.float32) * rstd, dy * scale
+    dx = rstd * (dnormal - normal * jnp.mean(dnormal * normal, axis=-1, keepdims=True))
+    return dx.astype(x.dtype), jnp.sum(dy * normal, axis=tuple(range(x.ndim - 1)))
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+def relu2(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """max(x, 0)^2 (So et al., 2021)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+def softcapped(logits: Float[Array, "*N V"], cap: float | None) -> Float[Array, "*N V"]:
+    """cap tanh(logits / cap), which is within (-cap, cap) (Gemma 2, 2024); None leaves them as they are."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
 def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """x Phi(x), Phi the normal distribution's (Hendrycks and Gimpel, 2016), in float32.
 
@@ -128,22 +160,25 @@ def _to_every_row_backward(batch: int, _: None, dy: Array) -> tuple[Array]:
 to_every_row.defvjp(_to_every_row_forward, _to_every_row_backward)
 
 
-@partial(both_ways, nondiff_argnums=(1, 2))
+@partial(both_ways, nondiff_argnums=(1, 2, 3))
 def split_heads(
-    qkv: Float[Array, "N QKV"], batch: int, heads: int
+    qkv: Float[Array, "N QKV"], batch: int, heads: int, key_heads: int
 ) -> tuple[
-    Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"]
+    Float[Array, "{batch} {heads} T D"],
+    Float[Array, "{batch} {key_heads} T D"],
+    Float[Array, "{batch} {key_heads} T D"],
 ]:
-    """Queries, keys and values of each head from rows that hold all three side by side, each of width H D."""
-    q, k, v = qkv.reshape(batch, -1, 3, heads, qkv.shape[1] // (3 * heads)).transpose(2, 0, 3, 1, 4)
-    return q, k, v
+    """Queries, keys and values of each head from rows that hold the heads of all three side by side."""
+    all_heads = heads + 2 * key_heads
+    qkv = qkv.reshape(batch, -1, all_heads, qkv.shape[1] // all_heads).swapaxes(1, 2)
+    return qkv[:, :heads], qkv[:, heads : heads + key_heads], qkv[:, heads + key_heads :]
 
 
-def _split_heads_forward(qkv: Array, batch: int, heads: int) -> tuple[tuple[Array, Array, Array], None]:
-    return split_heads(qkv, batch, heads), None
+def _split_heads_forward(qkv: Array, *static: int) -> tuple[tuple[Array, Array, Array], None]:
+    return split_heads(qkv, *static), None
 
 
-def _split_heads_backward(batch: int, heads: int, _: None, d: tuple[Array, Array, Array]) -> tuple[Array]:
+def _split_heads_backward(batch: int, heads: int, key_heads: int, _: None, d: tuple[Array, ...]) -> tuple[Array]:
     return (jnp.concatenate([merge_heads(y) for y in d], axis=1),)
 
 
@@ -169,8 +204,12 @@ def _normalized(x: Array, epsilon: float) -> tuple[Array, Array]:
     """Rows of `x` with mean 0 and variance 1, and 1 over the standard deviations they had."""
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    rstd = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + epsilon)
+    rstd = _rstd(centred, epsilon)
     return centred * rstd, rstd
+
+
+def _rstd(x: Array, epsilon: float) -> Array:
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 def _dot(a: Array, b: Array, over_a: int, over_b: int, precision: jax.lax.Precision | None = None) -> Array:

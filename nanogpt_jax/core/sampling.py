@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 from nanogpt_jax.core.config import require_at_least
 from nanogpt_jax.core.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.model import Cache, require_tokens
+from nanogpt_jax.core.layers import require_tokens
+from nanogpt_jax.core.model import Cache
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised
 from nanogpt_jax.core.train_step import Params

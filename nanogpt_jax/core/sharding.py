@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,7 +31,7 @@ ROWS = ("data", "fsdp")
 
 # Which axis of a matrix is split over `tensor`. Columns of c_attn are queries, keys and values side by side, so that no
 # run of columns is what one device needs: it is stored by rows, and dealt out by heads where it is used.
-_TENSOR_AXIS = {"c_attn": 1, "c_fc": 1, "c_proj": 0, "wte": 0, "lm_head": 1}
+_TENSOR_AXIS = {"c_attn": 1, "c_fc": 1, "c_gate": 1, "c_proj": 0, "wte": 0, "lm_head": 1}
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, state: Any) -> Any:
@@ -95,17 +97,22 @@ def used_spec(layer: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P
     return P(*("tensor" if i == axis else None for i in range(2)))
 
 
-def gathered(x: Float[Array, "*K M"], layer: str) -> Float[Array, "*K M"]:
-    """A parameter of `layer` as it is used; the gradient is brought back to where the parameter is stored."""
+def gathered(x: Float[Array, "*K M"], layer: str, heads: tuple[int, int] | None = None) -> Float[Array, "*K M"]:
+    """A parameter of `layer` as it is used; the gradient is brought back to where the parameter is stored.
+
+    `heads` are the numbers of query heads and of key heads of a ``c_attn``.
+    """
     sizes = _current_mesh()
     if sizes is None:
         return x
     if x.ndim < 2:
         x = _constrained(x, P())
-        return _by_device(x) if layer == "c_attn" else x
+        return _constrained(_by_device(x, *heads), P()) if heads else x
     stored, used = stored_spec(layer, x.shape, sizes), used_spec(layer, x.shape, sizes)
-    if layer == "c_attn":
-        x = _by_device(_constrained(x, stored))
+    if heads:
+        x = _constrained(
+            _by_device(_constrained(x, stored), *heads), stored
+        )  # dealt out, and put together, where whole
         stored = P("fsdp", "tensor")
     x = _moved(_constrained(x, stored), used, stored)
     # Rows are added to the table's gradient one by one; XLA cannot bring them to a share of both axes in one go.
@@ -113,26 +120,34 @@ def gathered(x: Float[Array, "*K M"], layer: str) -> Float[Array, "*K M"]:
 
 
 def split_heads(
-    qkv: Float[Array, "N QKV"], batch: int, heads: int
-) -> tuple[
-    Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} {heads} T D"]
-]:
-    """`ops.split_heads` of columns in the order that a gathered ``c_attn`` gives them: by device, then q, k and v."""
+    qkv: Float[Array, "N QKV"], batch: int, heads: int, key_heads: int
+) -> tuple[Float[Array, "{batch} {heads} T D"], Float[Array, "{batch} K T D"], Float[Array, "{batch} K T D"]]:
+    """`ops.split_heads` of columns in the order that a gathered ``c_attn`` gives them: by device, then q, k and v.
+
+    K is `key_heads`, or the least multiple of them that can be dealt out to the devices.
+    """
     groups = _head_groups()
     if groups == 1:
-        return ops.split_heads(qkv, batch, heads)
-    split = jax.vmap(lambda own: ops.split_heads(own, batch, heads // groups), in_axes=1, out_axes=1)
-    q, k, v = (x.reshape(batch, heads, *x.shape[3:]) for x in split(qkv.reshape(len(qkv), groups, -1)))
+        return ops.split_heads(qkv, batch, heads, key_heads)
+    own = batch, heads // groups, math.lcm(groups, key_heads) // groups
+    split = jax.vmap(lambda columns: ops.split_heads(columns, *own), in_axes=1, out_axes=1)
+    q, k, v = (x.reshape(batch, -1, *x.shape[3:]) for x in split(qkv.reshape(len(qkv), groups, -1)))
     return q, k, v
 
 
-def _by_device(qkv: Float[Array, "*K QKV"]) -> Float[Array, "*K QKV"]:
-    """Columns of queries, keys and values in another order: those of one device's heads side by side."""
+def _by_device(qkv: Float[Array, "*K QKV"], heads: int, key_heads: int) -> Float[Array, "*K QKV2"]:
+    """Columns of queries, keys and values in another order: those of one device's heads side by side.
+
+    A key head whose queries lie on several devices is there for each of them.
+    """
     groups = _head_groups()
     if groups == 1:
         return qkv
-    *lead, width = qkv.shape
-    return qkv.reshape(*lead, 3, groups, -1).swapaxes(-3, -2).reshape(*lead, width)
+    lead = qkv.shape[:-1]
+    columns = qkv.reshape(*lead, heads + 2 * key_heads, -1)
+    q, k, v = jnp.split(columns, [heads, heads + key_heads], axis=-2)
+    k, v = (jnp.repeat(x, math.lcm(groups, key_heads) // key_heads, axis=-2) for x in (k, v))
+    return jnp.concatenate([x.reshape(*lead, groups, -1) for x in (q, k, v)], axis=-1).reshape(*lead, -1)
 
 
 def _head_groups() -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, Integer, PRNGKeyArray, UInt32
 
-from nanogpt_jax.core.model import require_tokens
+from nanogpt_jax.core.layers import require_tokens
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from nanogpt_jax.core import ops
 from nanogpt_jax.core.model import GPT, Block
 from nanogpt_jax.core.softmax_attention import MASKED
 from nanogpt_jax.core.train_step import Params
@@ -58,20 +57,21 @@ def read(model: nn.Module, params: Params, tokens: Int[Array, " T"] | Shaped[Arr
     inside = noted["intermediates"]
     blocks = [inside[f"h_{layer}"] for layer in range(model.config.n_layer)]
     streams = [inside["drop"]["__call__"][0], *(block["__call__"][0][0] for block in blocks)]
-    attention = [_attention(block["attn"]["c_attn"]["__call__"][0], model.config.n_head) for block in blocks]
+    attention = [_attention(*block["attn"]["queries_and_keys"][0]) for block in blocks]
     return Reading(logits[0], jnp.stack(streams), jnp.stack(attention))
 
 
 def _is_worth_noting(module: nn.Module, method: str) -> bool:
-    """Whether an output is part of a `Reading`: the sum of the embeddings, each block's, each block's q, k and v."""
-    return method == "__call__" and (isinstance(module, Block) or module.name in ("drop", "c_attn"))
+    """Whether an output is part of a `Reading`: the sum of the embeddings, and each block's."""
+    return method == "__call__" and (isinstance(module, Block) or module.name == "drop")
 
 
-def _attention(qkv: Float[Array, "T QKV"], heads: int) -> Float[Array, "{heads} T T"]:
+def _attention(q: Float[Array, "1 H T D"], k: Float[Array, "1 K T D"]) -> Float[Array, "H T T"]:
     """softmax(q k^T / sqrt(D)) with the future masked out: what the fused kernels never write down."""
-    q, k, _ = (x[0].astype(jnp.float32) for x in ops.split_heads(qkv, 1, heads))
+    q, k = (x[0].astype(jnp.float32) for x in (q, k))
+    k = jnp.repeat(k, len(q) // len(k), axis=0)  # to each head of queries its key head
     scores = jnp.einsum("htd,hsd->hts", q, k) / math.sqrt(q.shape[-1])
-    return jax.nn.softmax(jnp.where(jnp.tri(len(qkv), dtype=bool), scores, MASKED), axis=-1)
+    return jax.nn.softmax(jnp.where(jnp.tri(q.shape[1], dtype=bool), scores, MASKED), axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -16,7 +16,7 @@ def build_model(settings: Settings, vocab_size: int, platform: str) -> nn.Module
     if settings.model == "bigram":
         return Bigram(config)
     dtype = resolve_dtype(settings.dtype, platform)
-    kernel = choose_kernel(settings.attention, platform, config.head_size, dtype, config.dropout)
+    kernel = choose_kernel(settings.attention, platform, config.head_width, dtype, config.dropout)
     return GPT(config, dtype, kernel, settings.remat)
 
 

@@ -161,8 +161,9 @@ def flops_per_token(settings: Settings, params: Params) -> float:
     """
     if settings.model == "bigram":
         return 0.0
-    n = sum(p.size for p in jax.tree.leaves(params)) - params["wpe"]["embedding"].size
-    return 6 * n + 12 * settings.n_layer * settings.n_embd * settings.block_size
+    n = sum(p.size for p in jax.tree.leaves({name: p for name, p in params.items() if name != "wpe"}))
+    config = settings.gpt_config(len(params["wte"]["embedding"]))
+    return 6 * n + 12 * config.n_layer * config.n_head * config.head_width * config.block_size
 
 
 def write_config(out_dir: Path, settings: Settings, **facts: Any) -> None:

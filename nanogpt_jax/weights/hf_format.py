@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 
 from nanogpt_jax.core.config import GPTConfig, coerced
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.model import LAYER_NORM_EPSILON
 from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.data.files import exists, is_file, names_in, replace_when_whole
 from nanogpt_jax.weights.foreign_files import read_bin, read_json, read_safetensors, reading
@@ -27,7 +26,6 @@ _HF_ACTIVATIONS: dict[str, Literal["gelu", "gelu_new", "relu"]] = {
 }  # transformers has many names for one function
 # What GPT-2 may be told to do that this model does not; a file that leaves them out means these values.
 _HF_FIXED: dict[str, tuple[Any, ...]] = {
-    "layer_norm_epsilon": (LAYER_NORM_EPSILON,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -61,6 +59,7 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
         **shape,
         dropout=coerced("resid_pdrop", document.get("resid_pdrop", 0.1), float, ()),
         activation=_HF_ACTIVATIONS[activation],
+        norm_epsilon=coerced("layer_norm_epsilon", document.get("layer_norm_epsilon", 1e-5), float, ()),
         tie_word_embeddings=coerced("tie_word_embeddings", document.get("tie_word_embeddings", True), bool, ()),
     )
 
@@ -82,7 +81,7 @@ def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str,
         "n_head": config.n_head,
         "n_inner": None,
         "activation_function": config.activation,
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        "layer_norm_epsilon": config.norm_epsilon,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,

@@ -144,7 +144,8 @@ def test_what_is_wrong_is_found(spoil, options, quantity):
 
 
 def test_a_missed_tolerance_is_exit_status_1(command, monkeypatch):
-    monkeypatch.setattr(hf_format, "LAYER_NORM_EPSILON", 1e-3)
+    right = hf_format.hf_config_of
+    monkeypatch.setattr(hf_format, "hf_config_of", lambda *of: right(*of) | {"layer_norm_epsilon": 1e-3})
     status, out = command("--steps=1")
     assert status == 1
     assert "tolerances MISSED" in out and "| MISSED" in out

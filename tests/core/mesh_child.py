@@ -3,6 +3,7 @@
 Trains one tiny model on every mesh and prints what it found as JSON.
 """
 
+import dataclasses
 import json
 import re
 import sys
@@ -26,6 +27,14 @@ SETTINGS = preset(
     "shakespeare_char_cpu", n_layer=1, n_head=4, n_embd=32, block_size=16, batch_size=8, bias=True, dropout=0.1,
     warmup_iters=2, seed=3,
 )  # fmt: skip
+SHAPES = {
+    "gpt2": {},
+    "llama": dict(
+        position="rope", norm="rms", activation="swiglu", n_kv_head=2, bias=False, qk_norm=True, head_size=6,
+        tie_word_embeddings=False,
+    ),
+    "one key head": dict(position="rope", n_kv_head=1),  # which each of two devices needs for its queries
+}  # fmt: skip
 FILE = TokenFile(np.random.default_rng(0).integers(0, 64, 2000).astype("<u2"), None, 64)
 
 
@@ -37,8 +46,9 @@ def partly_ignored(batch):
     return batch._replace(targets=jnp.where(left_out, IGNORED, batch.targets))
 
 
-def run(mesh_text, count, vocab_size, accumulate):
-    model, tx = GPT(SETTINGS.gpt_config(vocab_size)), make_optimizer(SETTINGS)
+def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
+    config = dataclasses.replace(SETTINGS, **SHAPES[shape_name]).gpt_config(vocab_size)
+    model, tx = GPT(config), make_optimizer(SETTINGS)
     shape = mesh_shape(mesh_text, count)
     require_fit(shape, SETTINGS)
     mesh = None if count == 1 else make_mesh(shape, jax.devices()[:count])

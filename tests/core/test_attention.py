@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nanogpt_jax.core.attention import cached_attention, causal_attention, choose_kernel
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.softmax_attention import LONG
 
 
 def naive_attention(q, k, v):
@@ -36,16 +37,26 @@ def test_matches_the_definition(B, H, T, D):
     np.testing.assert_allclose(attend(q, k, v), naive_attention(q, k, v), atol=1e-5)
 
 
-def test_a_cache_read_piece_by_piece_gives_what_the_whole_sequence_gives():
-    q, k, v = random_qkv(2, 2, 8, 4)
-    whole = np.reshape(attend(q, k, v), (4, 8, 4))
-    q, k, v = (np.reshape(x, (4, 8, 4)) for x in (q, k, v))
-    junk = np.full((4, 8, 4), 1e3)  # what a cache holds past the present must not be seen
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+def test_a_cache_read_piece_by_piece_gives_what_the_whole_sequence_gives(key_heads):
+    q, k, v = random_qkv(2, 4, 8, 6)
+    k, v = k[:, :key_heads], v[:, :key_heads]
+    whole = attend(q, k, v)
+    k, v = (np.reshape(x, (-1, 8, 6)) for x in (k, v))
+    junk = np.full(k.shape, 1e3)  # what a cache holds past the present must not be seen
     for position, T in ((0, 3), (3, 1), (4, 4)):
         end = position + T
         seen_k, seen_v = (np.concatenate([x[:, :end], junk[:, end:]], axis=1) for x in (k, v))
-        part = jax.jit(cached_attention)(q[:, position:end], seen_k, seen_v, jnp.asarray(position))
-        np.testing.assert_allclose(part, whole[:, position:end], atol=1e-6)
+        part = jax.jit(cached_attention)(q[:, :, position:end], seen_k, seen_v, jnp.asarray(position))
+        np.testing.assert_allclose(part, whole[:, :, position:end], atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [9, LONG + 8])
+def test_grouped_queries_read_the_key_head_of_their_group(length):
+    q, k, v = random_qkv(1, 6, length, 4)
+    grouped = attend(q, k[:, :2], v[:, :2])
+    each = attend(q, *(jnp.concatenate([x[:, :1]] * 3 + [x[:, 1:2]] * 3, axis=1) for x in (k, v)))
+    np.testing.assert_allclose(grouped, each, atol=1e-6)
 
 
 def test_dropout_keeps_the_mean():

@@ -1,4 +1,4 @@
-"""The models: their parameters are GPT-2's, and their logits those of a plain numpy twin."""
+"""The models: their parameters are GPT-2's, and their logits those of a plain twin."""
 
 import dataclasses
 import functools
@@ -12,47 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_jax.core.config import GPTConfig
-from nanogpt_jax.core.model import GPT, Bigram
-from nanogpt_jax.core.train_step import init_params
+from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
+from nanogpt_jax.core.train_step import Batch, init_params, loss_fn
 from nanogpt_jax.run.presets import preset
+from tests.helpers.plain_gpt import plain_gpt
 
 NOTEBOOK = preset("gpt_dev").gpt_config(65)
 SMALL = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, bias=True)
-
-
-def numpy_gpt(params, cfg, idx):
-    """The forward pass of one sequence, written as the formulas are, in float64."""
-    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-
-    def layer_norm(x, p):
-        normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return normed * p["scale"] + p.get("bias", 0)
-
-    def linear(x, p):
-        return x @ p["kernel"] + p.get("bias", 0)
-
-    def bend(x):
-        if cfg.activation == "relu":
-            return np.maximum(x, 0)
-        if cfg.activation == "gelu_new":
-            return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-    T, D = len(idx), cfg.head_size
-    x = params["wte"]["embedding"][idx] + params["wpe"]["embedding"][:T]
-    for layer in range(cfg.n_layer):
-        p = params[f"h_{layer}"]
-        q, k, v = np.split(linear(layer_norm(x, p["ln_1"]), p["attn"]["c_attn"]), 3, axis=-1)
-        heads = []
-        for h in range(cfg.n_head):
-            mine = slice(h * D, (h + 1) * D)
-            scores = np.where(np.tri(T, dtype=bool), q[:, mine] @ k[:, mine].T / math.sqrt(D), -np.inf)
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, mine])
-        x = x + linear(np.concatenate(heads, -1), p["attn"]["c_proj"])
-        x = x + linear(bend(linear(layer_norm(x, p["ln_2"]), p["mlp"]["c_fc"])), p["mlp"]["c_proj"])
-    x = layer_norm(x, params["ln_f"])
-    return x @ params["wte"]["embedding"].T if cfg.tie_word_embeddings else linear(x, params["lm_head"])
 
 
 def randomized(model):
@@ -67,25 +33,78 @@ def forward(model, params, idx):
     return model.apply({"params": params}, idx)
 
 
-@settings(max_examples=8, deadline=None)
+LLAMA = dict(position="rope", norm="rms", activation="swiglu", n_kv_head=2, bias=False)
+OPTIONS = {
+    "gpt2": {},
+    "gelu_new": dict(activation="gelu_new"),
+    "relu": dict(activation="relu"),
+    "relu2": dict(activation="relu2"),
+    "swiglu": dict(activation="swiglu"),
+    "geglu": dict(activation="geglu", mlp_size=11),
+    "no biases": dict(bias=False),
+    "qkv_bias": dict(bias=False, qkv_bias=True),
+    "untied": dict(tie_word_embeddings=False, lm_head_bias=True),
+    "rope": dict(position="rope"),
+    "rope_theta": dict(position="rope", rope_theta=50.0),
+    "rope_scaling": dict(position="rope", rope_scaling="llama3:4,1,4,6"),
+    "rms": dict(norm="rms"),
+    "norm_epsilon": dict(norm_epsilon=1e-1),
+    "qk_norm": dict(qk_norm=True),
+    "n_kv_head": dict(n_kv_head=2),
+    "one key head": dict(n_kv_head=1),
+    "head_size": dict(head_size=6),
+    "mlp_size": dict(mlp_size=5),
+    "logit_softcap": dict(logit_softcap=2.0),
+    "llama": dict(LLAMA, tie_word_embeddings=False),
+    "qwen3": dict(LLAMA, qk_norm=True, head_size=6, norm_epsilon=1e-6),
+}
+
+
+LARGE_HEADS = {"large": {}, "large, softcap": dict(logit_softcap=2.0), "large, untied": dict(tie_word_embeddings=False)}
+
+
+@pytest.mark.parametrize("option", [*OPTIONS, *LARGE_HEADS])
+def test_loss_and_gradients_are_those_of_the_plain_twin(option):
+    vocab_size = FUSED_LOSS_FROM if option in LARGE_HEADS else 11
+    shape = dict(block_size=8, vocab_size=vocab_size, n_layer=1, n_head=4, n_embd=8)
+    cfg = GPTConfig(**shape | (OPTIONS | LARGE_HEADS)[option])
+    model = GPT(cfg)
+    params = randomized(model)
+    idx = np.random.default_rng(3).integers(0, vocab_size, (2, 9))
+    batch = Batch(idx[:, :-1], idx[:, 1:])
+
+    def plain_loss(params):
+        log_probs = jax.nn.log_softmax(jax.vmap(lambda text: plain_gpt(params, cfg, text))(batch.tokens))
+        return -jnp.take_along_axis(log_probs, batch.targets[..., None], axis=-1).mean()
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_fn, argnums=1), static_argnums=0)(model, params, batch)
+    plain, plain_grads = jax.jit(jax.value_and_grad(plain_loss))(params)
+    assert float(loss) == pytest.approx(float(plain), rel=1e-5)
+    for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(plain_grads), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, float(jnp.abs(expected).max())))
+
+
+@settings(max_examples=6, deadline=None)
 @given(
+    position=st.sampled_from(["learned", "rope"]),
+    norm=st.sampled_from(["layer", "rms"]),
+    qk_norm=st.booleans(),
+    heads=st.sampled_from([(1, None), (2, 1), (6, 3)]),
+    head_size=st.sampled_from([None, 2, 6]),
+    activation=st.sampled_from(["gelu", "swiglu"]),
     bias=st.booleans(),
-    qkv_bias=st.sampled_from([None, True, False]),
-    tied=st.booleans(),
-    activation=st.sampled_from(["gelu", "gelu_new", "relu"]),
-    n_head=st.sampled_from([1, 2, 4]),
     T=st.integers(1, 8),
 )
-def test_logits_are_those_of_the_numpy_twin(bias, qkv_bias, tied, activation, n_head, T):
+def test_options_go_together(position, norm, qk_norm, heads, head_size, activation, bias, T):
     cfg = GPTConfig(
-        block_size=8, vocab_size=11, n_layer=2, n_head=n_head, n_embd=8, bias=bias, qkv_bias=qkv_bias,
-        tie_word_embeddings=tied, lm_head_bias=not tied, activation=activation,
+        8, 11, 2, heads[0], 12, bias=bias, position=position, norm=norm, qk_norm=qk_norm, n_kv_head=heads[1],
+        head_size=head_size, activation=activation,
     )  # fmt: skip
     model = GPT(cfg)
     params = randomized(model)
     idx = np.arange(T) * 3 % 11
-    logits = forward(model, params, idx[None])[0]
-    np.testing.assert_allclose(logits, numpy_gpt(params, cfg, idx), atol=2e-4)
+    want = plain_gpt(params, cfg, idx)
+    np.testing.assert_allclose(forward(model, params, idx[None])[0], want, atol=1e-5 * float(jnp.abs(want).max()))
 
 
 def test_no_position_sees_what_comes_after_it():

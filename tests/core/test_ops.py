@@ -22,9 +22,10 @@ def plain_layer_norm(x: Array, scale: Array, bias: Array | None) -> Array:
     return y if bias is None else y + bias
 
 
-def plain_split_heads(qkv: Array, batch: int, heads: int) -> list[Array]:
-    parts = jnp.split(qkv, 3, axis=1)
-    return [part.reshape(batch, -1, heads, part.shape[1] // heads).swapaxes(1, 2) for part in parts]
+def plain_split_heads(qkv: Array, batch: int, heads: int, key_heads: int) -> list[Array]:
+    size = qkv.shape[1] // (heads + 2 * key_heads)
+    parts = jnp.split(qkv, [heads * size, (heads + key_heads) * size], axis=1)
+    return [part.reshape(batch, -1, part.shape[1] // size, size).swapaxes(1, 2) for part in parts]
 
 
 @few
@@ -50,6 +51,23 @@ def test_layer_norm_keeps_its_digits_far_from_zero() -> None:
     np.testing.assert_allclose(ops.layer_norm(x, jnp.ones(64), None, 1e-5), want, atol=1e-4)
 
 
+@few
+@given(st.sampled_from([(1, 2), (7, 33), (2, 3, 4, 6)]), st.sampled_from([1e-6, 1e-2]))
+def test_rms_norm(shape: tuple[int, ...], epsilon: float) -> None:
+    assert_same(
+        lambda x, scale: ops.rms_norm(x, scale, epsilon),
+        lambda x, scale: x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + epsilon) * scale,
+        normal(0, *shape) * 3 + 1,
+        normal(1, shape[-1]),
+    )
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_softcapped(cap: float | None) -> None:
+    plain = {None: lambda x: x, 3.0: lambda x: 3 * jnp.tanh(x / 3)}[cap]
+    assert_same(lambda x: ops.softcapped(x, cap), plain, normal(0, 5, 7) * 4)
+
+
 def test_gelu() -> None:
     assert_same(ops.gelu, lambda x: jax.nn.gelu(x, approximate=False), jnp.linspace(-12, 12, 4001))
 
@@ -68,11 +86,11 @@ def test_embedding_reads_and_teaches_the_nearest_row(rows: int) -> None:
 
 
 @few
-@given(sizes, sizes, st.sampled_from([1, 3]), sizes)
-def test_split_heads(batch: int, length: int, heads: int, size: int) -> None:
-    qkv = normal(0, batch * length, 3 * heads * size)
-    assert_same(lambda x: list(ops.split_heads(x, batch, heads)), lambda x: plain_split_heads(x, batch, heads), qkv)
-    q, k, v = ops.split_heads(qkv, batch, heads)
+@given(sizes, sizes, st.sampled_from([(1, 1), (3, 3), (6, 2), (4, 1)]), sizes)
+def test_split_heads(batch: int, length: int, heads: tuple[int, int], size: int) -> None:
+    qkv = normal(0, batch * length, (heads[0] + 2 * heads[1]) * size)
+    assert_same(lambda x: list(ops.split_heads(x, batch, *heads)), lambda x: plain_split_heads(x, batch, *heads), qkv)
+    q, k, v = ops.split_heads(qkv, batch, *heads)
     np.testing.assert_array_equal(jnp.concatenate([ops.merge_heads(y) for y in (q, k, v)], 1), qkv)
 
 

@@ -81,7 +81,7 @@ def test_attention_is_what_the_model_attended_with():
 
     for layer, weights in enumerate(attention):
         block = noted()[f"h_{layer}"]["attn"]
-        _, _, v = ops.split_heads(block["c_attn"]["__call__"][0], 1, CONFIG.n_head)
+        _, _, v = ops.split_heads(block["c_attn"]["__call__"][0], 1, CONFIG.n_head, CONFIG.n_head)
         proj = Linear(CONFIG.n_embd, CONFIG.bias)
         mixed = proj.apply({"params": params[f"h_{layer}"]["attn"]["c_proj"]}, ops.merge_heads(weights[None] @ v))
         np.testing.assert_allclose(mixed, block["__call__"][0][0], atol=1e-5)
