@@ -74,20 +74,26 @@ def params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig, layout: L
 
 def require_expressible(config: GPTConfig, layout: Layout) -> None:
     """Raise a `UserError` that names the setting, if a model of this shape has no equal in the other program."""
-    possible: dict[str, tuple[Any, ...]] = {"lm_head_bias": (False,)}
+    newer = ("position", "norm", "qk_norm", "logit_softcap")
+    possible: dict[str, tuple[Any, ...]] = {name: (getattr(GPTConfig, name),) for name in newer}
+    possible |= {"kv_heads": (config.n_head,), "head_width": (config.n_embd // config.n_head,)}
+    possible |= {"mlp_width": (4 * config.n_embd,), "activation": _ACTIVATIONS, "lm_head_bias": (False,)}
     program = "Hugging Face's GPT-2"
     if layout == "nanogpt":
         possible |= {"activation": ("gelu",), "tie_word_embeddings": (True,), "has_qkv_bias": (config.bias,)}
+        possible |= {"norm_epsilon": (GPTConfig.norm_epsilon,)}
         program = "nanoGPT"
     for name, values in possible.items():
         value = getattr(config, name)
         if value not in values:
             raise UserError(
-                f"{name.removeprefix('has_')}={value} has no equal in {program}, which has {values[0]} alone; "
+                f"{_SETTINGS.get(name, name)}={value} has no equal in {program}, which has {values[0]} alone; "
                 "keep the model in the form it has"
             )
 
 
+_ACTIVATIONS = ("gelu", "gelu_new", "relu")
+_SETTINGS = {"has_qkv_bias": "qkv_bias", "kv_heads": "n_kv_head", "head_width": "head_size", "mlp_width": "mlp_size"}
 _ORDER = (
     "wte", "wpe", "h", "ln_1", "attn", "c_attn", "ln_2", "mlp", "c_fc", "c_proj", "ln_f", "lm_head",
     "embedding", "kernel", "scale", "bias",

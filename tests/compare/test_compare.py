@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from nanogpt_jax.compare import command as compare
+from nanogpt_jax.compare import torch_side
 from nanogpt_jax.compare.parity import Ours, Row
 from nanogpt_jax.compare.parity import compare as compared
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.presets import preset
-from nanogpt_jax.weights import hf_format
 from tests.helpers.torch_twin import twin
 
 SMALL = ("--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4", "--vocab_size=65")
@@ -144,8 +144,8 @@ def test_what_is_wrong_is_found(spoil, options, quantity):
 
 
 def test_a_missed_tolerance_is_exit_status_1(command, monkeypatch):
-    right = hf_format.hf_config_of
-    monkeypatch.setattr(hf_format, "hf_config_of", lambda *of: right(*of) | {"layer_norm_epsilon": 1e-3})
+    right = torch_side.hf_config_of
+    monkeypatch.setattr(torch_side, "hf_config_of", lambda *of: right(*of) | {"layer_norm_epsilon": 1e-3})
     status, out = command("--steps=1")
     assert status == 1
     assert "tolerances MISSED" in out and "| MISSED" in out
