@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from nanogpt_jax.core.config import (
 )
 from nanogpt_jax.core.decoding_weights import QUANTIZE, decoding_weights
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.sampling import SamplingConfig
+from nanogpt_jax.core.sampling import PAST_BLOCK, SamplingConfig
 from nanogpt_jax.core.train_step import purpose_key
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import refused
@@ -84,6 +85,7 @@ class SampleSettings(TextSettings):
     # fmt: off
     num_samples: int = setting(10, "text", "how many texts to draw")
     max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
+    past_block: Literal["reread", "rolling"] = setting("reread", "text", "past block_size: reread its last tokens for each, as nanoGPT does; or rolling, with rotary positions: let the memory roll, at one cost for any length", PAST_BLOCK)
     quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory", QUANTIZE)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     # fmt: on
@@ -94,6 +96,7 @@ class SampleSettings(TextSettings):
             require_at_least(name, getattr(self, name), 1)
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("quantize", self.quantize, QUANTIZE)
+        require_choice("past_block", self.past_block, PAST_BLOCK)
 
 
 no_type_check(SampleSettings.__init__)  # likewise
@@ -120,8 +123,9 @@ def sample_text(settings: SampleSettings) -> None:
 
     shape = Settings(**weights.settings, dtype=settings.dtype)
     model = build_model(shape, weights.vocab_size, jax.default_backend())
+    config = dataclasses.replace(settings.sampling_config(tokenizer.vocab_size), past_block=settings.past_block)
+    sampling.require_rotary(model, config)
     decoding = decoding_weights(model, weights.load(model, None), settings.quantize)
-    config = settings.sampling_config(tokenizer.vocab_size)
     samples = np.arange(settings.num_samples, dtype=np.int32)
     generation, first = sampling.begin(model, prompt, samples, settings.max_new_tokens)
     key = purpose_key(settings.seed, "sample")

@@ -2,7 +2,8 @@
 
 The loop is one jitted `lax.while_loop`, free of `lax.scan`. The token at position p of sample s is drawn under a key
 derived from s and p alone, so the same text comes out one sample at a time or many, streamed or at once, cached or not.
-Past `block_size` the model reads the last `block_size` tokens anew for every token, which is what nanoGPT does.
+Past `block_size` the model reads the last `block_size` tokens anew for every token, which is what nanoGPT does. Where
+positions are rotary its memory may roll instead, and a token costs the same at any length.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 
-from nanogpt_jax.core.config import require_at_least
+from nanogpt_jax.core.config import require_at_least, require_choice
 from nanogpt_jax.core.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.layers import require_tokens
-from nanogpt_jax.core.model import Cache
+from nanogpt_jax.core.model import GPT, Cache
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised
 from nanogpt_jax.core.train_step import Params
@@ -32,6 +33,9 @@ Prompt = Int[AnyArray, " P"] | Int[AnyArray, "1 P"] | Shaped[AnyArray, "..."] | 
 
 Weights = dict[str, Any]
 """What `decoding_weights` makes of a model's parameters."""
+
+PastBlock = Literal["reread", "rolling"]
+PAST_BLOCK = get_args(PastBlock)
 
 # Below this, dividing would overflow; and there the likeliest token is as certain as it can be.
 _COLDEST = 1e-30
@@ -50,6 +54,9 @@ class SamplingConfig:
             2020); None for all. It applies to what `top_k` leaves.
         vocab_size: only tokens below it may be drawn, for models with a padded table; None for all.
         cached: keep keys and values of what has been read. Off, every token re-reads the text: the plain twin.
+        past_block: ``reread`` the last `block_size` tokens for every token, so that nothing before them counts; or let
+            the cache go round, ``rolling``: a token then looks at the keys of the last `block_size`, which were made of
+            what came before those too. With one layer the two are the same, with more they are not.
     """
 
     temperature: float = 0.8
@@ -57,8 +64,12 @@ class SamplingConfig:
     top_p: float | None = None
     vocab_size: int | None = None
     cached: bool = True
+    past_block: PastBlock = "reread"
 
     def __post_init__(self) -> None:
+        require_choice("past_block", self.past_block, PAST_BLOCK)
+        if self.past_block == "rolling" and not self.cached:
+            raise UserError("past_block=rolling needs the cache that rolls; leave cached=False out")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature} is not a number of at least 0; choose for example 0.8")
         if self.top_k is not None and self.top_k < 1:
@@ -95,9 +106,8 @@ def generate(
 ) -> Int[Array, "{num_samples} {max_new_tokens}"]:
     """`num_samples` continuations of `prompt`, each `max_new_tokens` long, drawn under `key`, without the prompt.
 
-    The tokens of a sample depend on `key` and its index alone, however many are drawn with it. Past `block_size` the
-    model reads the last `block_size` tokens anew for each token, as nanoGPT does. `config` says how tokens are drawn,
-    and `quantize` whether from weights in int8.
+    The tokens of a sample depend on `key` and its index alone, however many are drawn with it. `config` says how tokens
+    are drawn and what is done past `block_size`, `quantize` whether from weights in int8.
 
     The prompt is one text of at least one token, of which the model reads the last `block_size`; its length is static
     under `jax.jit`, as are the model and all that is given by name. Several prompts are mapped over with `jax.vmap`.
@@ -189,6 +199,7 @@ def extend(
 
     With `config.cached`, `generation` must have been through `prefill`.
     """
+    require_rotary(model, config)
     window = _window(model, generation)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
 
@@ -223,7 +234,18 @@ def extend(
             generation = end._replace(cache=jax.tree.map(_with_start, generation.cache, end.cache))
         if window == generation.tokens.shape[1]:  # no text outgrows it
             return generation
+        if config.past_block == "rolling":
+            return while_shorter_than(stop, cached, generation)
     return while_shorter_than(stop, uncached, generation)
+
+
+def require_rotary(model: nn.Module, config: SamplingConfig) -> None:
+    """Raise `UserError` if the cache is to roll and the model's positions end with its block."""
+    if config.past_block == "rolling" and isinstance(model, GPT) and model.config.position != "rope":
+        raise UserError(
+            f"past_block=rolling needs rotary positions, and this model has position={model.config.position}; leave it "
+            "out, or train with position=rope"
+        )
 
 
 def _with_start(whole: Float[Array, "N S D"], start: Float[Array, "N R D"]) -> Float[Array, "N S D"]:

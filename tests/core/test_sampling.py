@@ -17,16 +17,19 @@ from nanogpt_jax.core.model import GPT, Bigram
 from nanogpt_jax.core.sampling import SamplingConfig, draw, generate
 from nanogpt_jax.core.softmax_attention import LONG
 from nanogpt_jax.core.train_step import init_params, purpose_key
+from tests.helpers.plain_gpt import plain_gpt
 from tests.helpers.twins import fresh
 
 BLOCK_SIZE = 16
 CONFIG = GPTConfig(block_size=BLOCK_SIZE, vocab_size=65, n_layer=2, n_head=2, n_embd=16)
 KEY = purpose_key(7, "sample")
+ROPE = dataclasses.replace(CONFIG, position="rope", n_kv_head=1, norm="rms", activation="swiglu")
+ROLLING = SamplingConfig(temperature=0.0, past_block="rolling")
 
 
-@pytest.fixture(scope="module", params=["gpt", "bigram"])
+@pytest.fixture(scope="module", params=["gpt", "llama", "bigram"])
 def model_and_params(request):
-    model = GPT(CONFIG) if request.param == "gpt" else Bigram(CONFIG)
+    model = {"gpt": GPT(CONFIG), "llama": GPT(ROPE), "bigram": Bigram(CONFIG)}[request.param]
     return model, fresh(model)
 
 
@@ -106,6 +109,36 @@ def test_past_the_block_the_last_block_size_tokens_are_read_anew():
         padded = np.array([window + [0] * (BLOCK_SIZE - len(window))])  # one shape to compile; the future is not seen
         assert int(np.argmax(forward(padded)[0, len(window) - 1])) == int(token)
         text.append(int(token))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_rolling_and_reading_anew_are_the_same_for_one_layer_alone(layers):
+    """Keys of one layer depend on their own token alone; those of the next on what the token had looked at."""
+    model = GPT(dataclasses.replace(ROPE, n_layer=layers))
+    read = generate(model, fresh(model), np.arange(5), KEY, max_new_tokens=60, config=SamplingConfig(temperature=0.0))
+    rolled = generate(model, fresh(model), np.arange(5), KEY, max_new_tokens=60, config=ROLLING)
+    assert np.array_equal(read, rolled) == (layers == 1)
+    np.testing.assert_array_equal(read[:, : BLOCK_SIZE - 4], rolled[:, : BLOCK_SIZE - 4])
+
+
+@pytest.mark.parametrize("prompt_length", [3, BLOCK_SIZE, BLOCK_SIZE + 7])
+def test_rolling_is_attention_over_the_last_block_size_positions(prompt_length):
+    model = GPT(ROPE)
+    prompt = (np.arange(prompt_length) * 7 % 65)[-BLOCK_SIZE:]
+    rolled = generate(model, fresh(model), np.arange(prompt_length) * 7 % 65, KEY, max_new_tokens=40, config=ROLLING)[0]
+    text = np.concatenate([prompt, rolled])
+    logits = jax.jit(lambda text: plain_gpt(fresh(model), ROPE, text, BLOCK_SIZE))(text)
+    np.testing.assert_array_equal(jnp.argmax(logits, axis=-1)[len(prompt) - 1 : -1], rolled)
+
+
+def test_rolling_needs_positions_that_have_no_end():
+    model = GPT(CONFIG)
+    with pytest.raises(UserError, match="=rolling needs rotary positions, and this model has position=learned"):
+        generate(model, fresh(model), np.arange(3), KEY, max_new_tokens=3, config=ROLLING)
+    with pytest.raises(UserError, match="past_block=rolling needs the cache that rolls"):
+        SamplingConfig(cached=False, past_block="rolling")
+    bigram = Bigram(CONFIG)  # has none
+    assert generate(bigram, fresh(bigram), np.arange(3), KEY, max_new_tokens=40, config=ROLLING).shape == (1, 40)
 
 
 def test_a_sample_is_the_same_alone_or_among_others(model_and_params):

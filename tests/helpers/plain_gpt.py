@@ -21,8 +21,8 @@ BENT = {
 GATED = {"swiglu": lambda x: x / (1 + jnp.exp(-x)), "geglu": BENT["gelu"]}
 
 
-def plain_gpt(params: Params, cfg: GPTConfig, idx: Array) -> Array:
-    """Logits (T, V) of tokens (T,)."""
+def plain_gpt(params: Params, cfg: GPTConfig, idx: Array, window: int | None = None) -> Array:
+    """Logits (T, V) of tokens (T,); with a `window`, each position looks at the last so many, its own among them."""
 
     def norm(x: Array, p: Params, kind: str = cfg.norm) -> Array:
         centred = x if kind == "rms" else x - x.mean(-1, keepdims=True)
@@ -33,6 +33,7 @@ def plain_gpt(params: Params, cfg: GPTConfig, idx: Array) -> Array:
     def linear(x: Array, p: Params) -> Array:
         return x @ p["kernel"] + p.get("bias", 0)
 
+    seen = jnp.tri(len(idx), dtype=bool) & ~jnp.tri(len(idx), k=-(window or len(idx)), dtype=bool)
     T, D, H, K = len(idx), cfg.head_width, cfg.n_head, cfg.kv_heads
 
     def turned(x: Array) -> Array:
@@ -49,7 +50,7 @@ def plain_gpt(params: Params, cfg: GPTConfig, idx: Array) -> Array:
         q, k, v = (qkv[:, i * D : (i + 1) * D] for i in at)
         if cfg.qk_norm:
             q, k = norm(q, p["q_norm"], "rms"), norm(k, p["k_norm"], "rms")
-        scores = jnp.where(jnp.tri(T, dtype=bool), turned(q) @ turned(k).T / math.sqrt(D), -jnp.inf)
+        scores = jnp.where(seen, turned(q) @ turned(k).T / math.sqrt(D), -jnp.inf)
         return jax.nn.softmax(scores, axis=-1) @ v
 
     x = jnp.asarray(params["wte"]["embedding"])[idx]
