@@ -24,6 +24,11 @@ _NOTEBOOK = dict(
     decay_lr=False, grad_clip=0.0, weight_decay=0.01, beta2=0.999, eval_iters=200,
 )  # fmt: skip
 
+# What the blocks of 2024 have and GPT-2's have not, as modded-nanogpt and nanochat put it together.
+_MODERN = dict(
+    position="rope", norm="rms", qk_norm=True, activation="relu2", proj_init_scale=0.0, tie_word_embeddings=False,
+)  # fmt: skip
+
 # fmt: off
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "bigram": dict(_NOTEBOOK, out_dir="out-bigram", model="bigram", batch_size=32, block_size=8, max_iters=3000, eval_interval=300, learning_rate=1e-2),
@@ -31,6 +36,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                     bias=True, qkv_bias=False, activation="relu", tie_word_embeddings=False, lm_head_bias=True),
     "shakespeare_char_cpu": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
     "shakespeare_char": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
+    "shakespeare_char_cpu_modern": dict(_CHARACTERS, **_MODERN, out_dir="out-shakespeare-char-modern", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
+    "shakespeare_char_modern": dict(_CHARACTERS, **_MODERN, out_dir="out-shakespeare-char-modern", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
     "gpt2": dict(_GPT2, out_dir="out-gpt2", n_layer=12, n_head=12, n_embd=768),
     "gpt2_medium": dict(_GPT2, out_dir="out-gpt2-medium", n_layer=24, n_head=16, n_embd=1024),
     "gpt2_large": dict(_GPT2, out_dir="out-gpt2-large", n_layer=36, n_head=20, n_embd=1280),
