@@ -47,19 +47,19 @@ class Limits:
 def reading_flops(settings: Settings, params: Params) -> float:
     """Floating-point operations to read `block_size` tokens for the logits of one.
 
-    As in PaLM, appendix B, two for each weight of a block and token, and four for each entry of each score; the head
-    reads one position.
+    As in PaLM, appendix B, two for each weight of a block and token, and four for each entry of each score, for each
+    component of a head; the head reads one position.
     """
-    T, L, C = settings.block_size, settings.n_layer, settings.n_embd
+    T, L, table = settings.block_size, settings.n_layer, params["wte"]["embedding"]
+    config = settings.gpt_config(len(table))
     in_blocks = sum(p.size for layer in range(L) for p in jax.tree.leaves(params[f"h_{layer}"]))
-    head = params["wte"]["embedding"].size
-    return T * (2 * in_blocks + 4 * L * C * T) + 2 * head
+    return T * (2 * in_blocks + 4 * L * config.n_head * config.head_width * T) + 2 * table.size
 
 
 def weight_bytes(weights: Weights) -> int:
     """Bytes of weights that a step of decoding must read: all but tables of which it takes a single row."""
     tables, rows = weights["params"], weights[ROWS]
-    looked_up = tables["wpe"]["embedding"].nbytes
+    looked_up = tables["wpe"]["embedding"].nbytes if "wpe" in tables else 0  # rotary positions have no table
     if rows.keys() & {"head", "lm_head"}:  # else the token table is the head as well, and read whole
         looked_up += tables["wte"]["embedding"].nbytes
     return sum(part.nbytes for part in jax.tree.leaves(weights)) - looked_up

@@ -288,6 +288,26 @@ def test_operations_and_bytes_are_those_of_the_closed_form(tied):
     assert limits.bytes_per_token(1000, per_position, 5, 9, 4) == pytest.approx(sum(steps) / (4 * 9))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_operations_and_bytes_of_a_llama_are_those_of_the_closed_form(tied):
+    L, C, T, V, H, K, D, M = 3, 32, 24, 50, 4, 2, 6, 20
+    settings = preset(
+        "shakespeare_char_cpu", n_layer=L, n_embd=C, block_size=T, tie_word_embeddings=tied, position="rope",
+        norm="rms", activation="swiglu", n_head=H, n_kv_head=K, head_size=D, mlp_size=M, qk_norm=True,
+    )  # fmt: skip
+    model = GPT(settings.gpt_config(V))
+    params = init_params(model, 0)
+    matrices, vectors = L * (2 * C * (H + K) * D + 3 * C * M), L * (2 * C + 2 * D) + C
+    tables = V * C if tied else 2 * V * C
+    assert flops_per_token(settings, params) == 6 * (matrices + vectors + tables) + 12 * L * H * D * T
+    in_blocks = matrices + vectors - C
+    assert limits.reading_flops(settings, params) == T * (2 * in_blocks + 4 * L * H * D * T) + 2 * V * C
+    assert limits.weight_bytes(decoding_weights(model, params)) == 4 * (matrices + vectors + V * C)
+    outputs = L * ((H + 2 * K) * D + 2 * C + 2 * M) + V
+    assert limits.weight_bytes(decoding_weights(model, params, "int8")) == matrices + V * C + 4 * (outputs + vectors)
+    assert limits.cache_bytes_per_position(model) == 4 * 2 * L * K * D
+
+
 @pytest.mark.parametrize("power", [0.0, 1.0, 1.7, 2.0])
 def test_the_exponent_of_a_known_law_is_found(power):
     sizes = [64, 128, 256, 512, 1024, 2048]

@@ -15,6 +15,10 @@ from tests.helpers.twins import normal
 
 TIED = GPTConfig(block_size=8, vocab_size=33, n_layer=2, n_head=2, n_embd=16, bias=True)
 UNTIED = GPTConfig(8, 33, 2, 2, 16, tie_word_embeddings=False, lm_head_bias=True)
+LLAMA = GPTConfig(
+    8, 33, 2, 4, 16, bias=False, tie_word_embeddings=False, position="rope", norm="rms", activation="swiglu",
+    n_kv_head=2, head_size=6, mlp_size=20, qk_norm=True,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", [1, 2, 16, 40])
@@ -38,7 +42,7 @@ def test_a_row_of_zeros_stays_zero() -> None:
     assert not np.any(times(jnp.zeros((2, 4)), quantized(jnp.zeros((3, 4)))))
 
 
-@pytest.mark.parametrize("config", [TIED, UNTIED])
+@pytest.mark.parametrize("config", [TIED, UNTIED, LLAMA])
 def test_the_model_says_the_same_with_them(config: GPTConfig) -> None:
     model = GPT(config)
     params = init_params(model, 0)
@@ -49,14 +53,32 @@ def test_the_model_says_the_same_with_them(config: GPTConfig) -> None:
     )
 
 
-@pytest.mark.parametrize("config", [TIED, UNTIED])
+@pytest.mark.parametrize("config", [TIED, UNTIED, LLAMA])
+def test_int8_decoding_says_nearly_the_same(config: GPTConfig) -> None:
+    model = GPT(config)
+    params = init_params(model, 0)
+    idx = np.random.default_rng(0).integers(0, 33, (3, 8))
+    exact = jax.jit(lambda: model.apply({"params": params}, idx))()
+    weights = decoding_weights(model, params, "int8")
+    decode = jax.jit(lambda *of: model.apply(weights, *of, method="decode"))
+    logits, cache = decode(idx[:, :5], model.init_cache(3, 8), 0)
+    drawn = [logits]
+    for position in (5, 6, 7):
+        logits, cache = decode(idx[:, position : position + 1], cache, position)
+        drawn.append(logits)
+    off = np.abs(np.stack(drawn, axis=1) - exact[:, 4:]).max() / np.abs(exact).max()
+    assert 0 < off < 0.03
+
+
+@pytest.mark.parametrize("config", [TIED, UNTIED, LLAMA])
 def test_int8_weights_hold_no_float_matrix_but_the_tables(config: GPTConfig) -> None:
     weights = decoding_weights(GPT(config), init_params(GPT(config), 0), "int8")
     assert {w.weight.dtype for w in jax.tree.leaves(weights[ROWS], is_leaf=lambda x: isinstance(x, Rows))} == {
         jnp.dtype("int8")
     }
     matrices = [jax.tree_util.keystr(path) for path, p in jax.tree.leaves_with_path(weights["params"]) if p.ndim > 1]
-    assert matrices == ["['wpe']['embedding']", "['wte']['embedding']"]
+    tables = ("wte",) if config.position == "rope" else ("wpe", "wte")
+    assert matrices == [f"['{table}']['embedding']" for table in tables]
 
 
 def test_a_bigram_has_nothing_to_lay_out() -> None:

@@ -14,13 +14,18 @@ from nanogpt_jax.lens import activations
 from tests.helpers.twins import fresh
 
 CONFIG = GPTConfig(block_size=24, vocab_size=30, n_layer=3, n_head=2, n_embd=16)
+MODERN = dataclasses.replace(
+    CONFIG, bias=False, position="rope", norm="rms", qk_norm=True, activation="swiglu", n_head=6, n_kv_head=2,
+    head_size=4, mlp_size=24, tie_word_embeddings=False, logit_softcap=15.0,
+)  # fmt: skip
 TOKENS = np.arange(20, dtype=np.int32) * 7 % CONFIG.vocab_size
 
 
-@pytest.fixture(scope="module", params=["gpt", "relatives of GPT-2", "bigram"])
+@pytest.fixture(scope="module", params=["gpt", "relatives of GPT-2", "a modern one", "bigram"])
 def model_and_params(request):
     other = dataclasses.replace(CONFIG, bias=False, qkv_bias=True, tie_word_embeddings=False, lm_head_bias=True)
-    model = {"gpt": GPT(CONFIG), "bigram": Bigram(CONFIG)}.get(request.param) or GPT(other)
+    gpts = {"gpt": CONFIG, "relatives of GPT-2": other, "a modern one": MODERN}
+    model = GPT(gpts[request.param]) if request.param in gpts else Bigram(CONFIG)
     return model, fresh(model)
 
 
@@ -65,8 +70,9 @@ def test_the_losses_are_those_of_training(model_and_params):
     np.testing.assert_array_equal(predicted.ranks, table[np.arange(len(TOKENS) - 1), TOKENS[1:]])
 
 
-def test_attention_is_what_the_model_attended_with():
-    model = GPT(CONFIG)
+@pytest.mark.parametrize("config", [CONFIG, MODERN])
+def test_attention_is_what_the_model_attended_with(config):
+    model = GPT(config)
     params = fresh(model)
     attention = activations.read(model, params, TOKENS).attention
     np.testing.assert_allclose(attention.sum(axis=-1), 1, atol=1e-5)
@@ -81,7 +87,8 @@ def test_attention_is_what_the_model_attended_with():
 
     for layer, weights in enumerate(attention):
         block = noted()[f"h_{layer}"]["attn"]
-        _, _, v = ops.split_heads(block["c_attn"]["__call__"][0], 1, CONFIG.n_head, CONFIG.n_head)
-        proj = Linear(CONFIG.n_embd, CONFIG.bias)
+        _, _, v = ops.split_heads(block["c_attn"]["__call__"][0], 1, config.n_head, config.kv_heads)
+        v = np.repeat(v, config.n_head // config.kv_heads, axis=1)
+        proj = Linear(config.n_embd, config.bias)
         mixed = proj.apply({"params": params[f"h_{layer}"]["attn"]["c_proj"]}, ops.merge_heads(weights[None] @ v))
         np.testing.assert_allclose(mixed, block["__call__"][0][0], atol=1e-5)
