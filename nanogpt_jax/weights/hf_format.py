@@ -1,4 +1,4 @@
-"""A Hugging Face GPT-2 folder: `config.json` and the weights beside it, read and written."""
+"""A Hugging Face folder: `config.json` and the weights beside it, read and written; Llamas as `llama_format` says."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import fnmatch
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from safetensors.numpy import save_file
 
 from nanogpt_jax.core.config import GPTConfig, coerced
@@ -16,7 +18,21 @@ from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.data.files import exists, is_file, names_in, replace_when_whole
 from nanogpt_jax.weights.foreign_files import read_bin, read_json, read_safetensors, reading
-from nanogpt_jax.weights.state_dicts import HEAD, left_out, params_of, require_expressible, state_dict_of
+from nanogpt_jax.weights.llama_format import (
+    CLASSES,
+    config_of_llama,
+    llama_config_of,
+    llama_state_dict_of,
+    params_of_llama,
+)
+from nanogpt_jax.weights.state_dicts import (
+    HEAD,
+    StateDict,
+    left_out,
+    params_of,
+    require_expressible,
+    state_dict_of,
+)
 
 _HF_SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}  # and its defaults
 _HF_ACTIVATIONS: dict[str, Literal["gelu", "gelu_new", "relu"]] = {
@@ -40,11 +56,13 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
     """
     if not isinstance(document, dict):
         raise UserError(f"config.json holds a {type(document).__name__} where an object belongs; get it anew")
+    if document.get("model_type") in tuple(CLASSES):
+        return config_of_llama(document)
     if document.get("model_type") != "gpt2":
-        raise UserError(f"model_type={document.get('model_type')!r} is another architecture; name a gpt2")
+        known = ", ".join(("gpt2", *CLASSES))
+        raise UserError(f"model_type={document.get('model_type')!r} is another architecture; name one of {known}")
     shape = {name: coerced(name, document.get(name, usual), int, ()) for name, usual in _HF_SHAPE.items()}
-    fixed = _HF_FIXED | {"n_inner": (None, 4 * shape["n_embd"])}
-    for name, values in fixed.items():
+    for name, values in _HF_FIXED.items():
         if name in document and document[name] not in values:
             raise UserError(
                 f"{name}={document[name]!r} is not offered by this model, which has {values[-1]!r} alone; name another"
@@ -59,6 +77,7 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
         **shape,
         dropout=coerced("resid_pdrop", document.get("resid_pdrop", 0.1), float, ()),
         activation=_HF_ACTIVATIONS[activation],
+        mlp_size=coerced("n_inner", document.get("n_inner"), int | None, ()),
         norm_epsilon=coerced("layer_norm_epsilon", document.get("layer_norm_epsilon", 1e-5), float, ()),
         tie_word_embeddings=coerced("tie_word_embeddings", document.get("tie_word_embeddings", True), bool, ()),
     )
@@ -69,6 +88,8 @@ def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str,
 
     `end_of_text` is the token that begins and ends a document, if the vocabulary has one.
     """
+    if config.position == "rope":
+        return llama_config_of(config, end_of_text)
     require_expressible(config, "hf")
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -79,7 +100,7 @@ def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str,
         "n_embd": config.n_embd,
         "n_layer": config.n_layer,
         "n_head": config.n_head,
-        "n_inner": None,
+        "n_inner": config.mlp_size,
         "activation_function": config.activation,
         "layer_norm_epsilon": config.norm_epsilon,
         "resid_pdrop": config.dropout,
@@ -90,6 +111,16 @@ def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str,
         "eos_token_id": end_of_text,
         "dtype": "float32",
     }
+
+
+def hf_state_dict_of(params: Params, config: GPTConfig) -> StateDict:
+    """The parameters as the `state_dict()` of the class that `hf_config_of` names has them; a tied head twice."""
+    return llama_state_dict_of(params, config) if config.position == "rope" else state_dict_of(params, config, "hf")
+
+
+def hf_params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig) -> Params:
+    """The parameters in such a `state_dict`. Raises `UserError` for one that does not fit `config`."""
+    return params_of_llama(state_dict, config) if config.position == "rope" else params_of(state_dict, config, "hf")
 
 
 def is_hf_folder(folder: Path) -> bool:
@@ -161,7 +192,7 @@ def read_hf_params(folder: Path, config: GPTConfig) -> Params:
         else:
             continue
         with reading(folder):
-            params = params_of(state_dict, config, "hf")
+            params = hf_params_of(state_dict, config)
         for what, names in left_out(state_dict).items():
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -176,7 +207,7 @@ def write_hf(folder: Path, config: GPTConfig, params: Params, end_of_text: int |
     Raises `UserError`, with nothing written, for a model that Hugging Face's GPT-2 cannot express.
     """
     document = hf_config_of(config, end_of_text)
-    state_dict = state_dict_of(params, config, "hf")
+    state_dict = hf_state_dict_of(params, config)
     if config.tie_word_embeddings:
         del state_dict[HEAD]
     settings, weights = folder / "config.json", folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Where weights come from: a run's folder, a nanoGPT `ckpt.pt`, a Hugging Face GPT-2 folder, or a GPT-2 by its name.
+"""Where weights come from: a run's folder, a nanoGPT `ckpt.pt`, a Hugging Face folder, or a model by its name.
 
 What the files of other programs hold is said by `nanogpt_format.py` and `hf_format.py`; here they are told apart, and
 nothing is written.
@@ -61,7 +61,7 @@ def open_which(out_dir: Path, which: str) -> Checkpoint:
 
 
 def open_weights(source: str, data_dir: str = "data", which: str = "best") -> Weights:
-    """The weights that `source` names: a GPT-2, or a path to a nanoGPT `ckpt.pt`, a Hugging Face folder or a run.
+    """The weights that `source` names: a model of the hub, or a path to a nanoGPT `ckpt.pt`, a Hugging Face folder or a run.
 
     Of a run it is the best checkpoint, or the last if that is `which`. A nanoGPT checkpoint names its data set, whose
     tokenizer `data_dir` may have. `load` gives a model of a smaller `block_size` the first rows of the position table.

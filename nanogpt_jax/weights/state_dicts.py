@@ -59,16 +59,16 @@ def params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig, layout: L
     flat = {}
     for path, shape in shapes_of(config).items():
         name, transposed = name_of(path), _is_transposed(path, layout)
-        value = _checked(name, there.pop(name, None), shape[::-1] if transposed else shape)
+        value = checked(name, there.pop(name, None), shape[::-1] if transposed else shape)
         flat[path] = np.ascontiguousarray(value.T if transposed else value)
     if config.tie_word_embeddings and HEAD in there:
         table = flat["wte", "embedding"]
-        if not _same_bits(_checked(HEAD, there.pop(HEAD), table.shape), table):
+        if not same_bits(checked(HEAD, there.pop(HEAD), table.shape), table):
             raise UserError(f"tensor {HEAD} differs from {TABLE}, and the settings say that the two are one")
     zero = _lacking_biases(config) if layout == "hf" else {}
     for name, value in there.items():
-        if name not in zero or _checked(name, value, zero[name]).any():
-            raise _misfit(name, value, None)
+        if name not in zero or checked(name, value, zero[name]).any():
+            raise misfit(name, value, None)
     return unflatten_dict(flat)
 
 
@@ -77,12 +77,17 @@ def require_expressible(config: GPTConfig, layout: Layout) -> None:
     newer = ("position", "norm", "qk_norm", "logit_softcap")
     possible: dict[str, tuple[Any, ...]] = {name: (getattr(GPTConfig, name),) for name in newer}
     possible |= {"kv_heads": (config.n_head,), "head_width": (config.n_embd // config.n_head,)}
-    possible |= {"mlp_width": (4 * config.n_embd,), "activation": _ACTIVATIONS, "lm_head_bias": (False,)}
+    possible |= {"activation": _ACTIVATIONS, "lm_head_bias": (False,)}
     program = "Hugging Face's GPT-2"
     if layout == "nanogpt":
         possible |= {"activation": ("gelu",), "tie_word_embeddings": (True,), "has_qkv_bias": (config.bias,)}
-        possible |= {"norm_epsilon": (GPTConfig.norm_epsilon,)}
+        possible |= {"norm_epsilon": (GPTConfig.norm_epsilon,), "mlp_width": (4 * config.n_embd,)}
         program = "nanoGPT"
+    require_values(config, possible, program)
+
+
+def require_values(config: GPTConfig, possible: Mapping[str, tuple[Any, ...]], program: str) -> None:
+    """Raise a `UserError` that names the first setting whose value `program` has not, and the one that it has."""
     for name, values in possible.items():
         value = getattr(config, name)
         if value not in values:
@@ -95,12 +100,14 @@ def require_expressible(config: GPTConfig, layout: Layout) -> None:
 _ACTIVATIONS = ("gelu", "gelu_new", "relu")
 _SETTINGS = {"has_qkv_bias": "qkv_bias", "kv_heads": "n_kv_head", "head_width": "head_size", "mlp_width": "mlp_size"}
 _ORDER = (
-    "wte", "wpe", "h", "ln_1", "attn", "c_attn", "ln_2", "mlp", "c_fc", "c_proj", "ln_f", "lm_head",
+    "wte", "wpe", "h", "ln_1", "attn", "c_attn", "q_norm", "k_norm", "ln_2", "mlp", "c_gate", "c_fc", "c_proj", "ln_f",
+    "lm_head",
     "embedding", "kernel", "scale", "bias",
 )  # fmt: skip
 _LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
 # The causal mask, which PyTorch may keep as a buffer, and the heads of models that do something else with GPT-2.
 _MASK = re.compile(r"(?:^|\.)h\.\d+\.attn\.(?:masked_bias|bias|mask|tril)$")
+_TURNS = re.compile(r"(?:^|\.)rotary_emb\.inv_freq$")
 _OTHER_HEAD = re.compile(r"(?:score|v_head|value_head|classifier|qa_outputs|multiple_choice_head)\.")
 
 
@@ -136,17 +143,18 @@ def _is_transposed(path: tuple[str, ...], layout: Layout) -> bool:
 
 def left_out(state_dict: Mapping[str, Any]) -> dict[str, list[str]]:
     """The tensors that `params_of` has no use for, in words -> their names."""
-    of = {name: _bare(name) for name in state_dict}
+    of = {name: bare(name) for name in state_dict}
     return {
-        "what is of a head for another use": [name for name, bare in of.items() if _OTHER_HEAD.match(bare)],
-        "causal masks, which the model makes itself": [name for name, bare in of.items() if _MASK.search(bare)],
+        "what is of a head for another use": [name for name, plain in of.items() if _OTHER_HEAD.match(plain)],
+        "causal masks, which the model makes itself": [name for name, plain in of.items() if _MASK.search(plain)],
+        "rotary frequencies, which its settings say": [name for name, plain in of.items() if _TURNS.search(plain)],
     }
 
 
 def _normalized(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     """A copy with the names that GPT2LMHeadModel and nanoGPT's GPT give, and without what is `left_out`."""
     unused = {name for names in left_out(state_dict).values() for name in names}
-    named = {_bare(name): value for name, value in state_dict.items() if name not in unused}
+    named = {bare(name): value for name, value in state_dict.items() if name not in unused}
     if len(named) + len(unused) < len(state_dict):
         raise UserError(
             "the weights have one tensor under two names, with a wrapper's prefix and without; get them anew"
@@ -156,7 +164,7 @@ def _normalized(state_dict: Mapping[str, np.ndarray]) -> StateDict:
     return named
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
     """A tensor's name without what torch.compile and DistributedDataParallel put into it."""
     name = name.replace("_orig_mod.", "")
     while name.startswith("module."):
@@ -164,10 +172,10 @@ def _bare(name: str) -> str:
     return name
 
 
-def _checked(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+def checked(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """`value` as float32, once it has the shape it should and numbers that float32 can hold."""
     if value is None or value.shape != shape:
-        raise _misfit(name, value, shape)
+        raise misfit(name, value, shape)
     if value.dtype not in (np.float64, np.float32, np.float16, jnp.bfloat16):
         raise UserError(
             f"tensor {name} is {value.dtype}{list(shape)} where the model has float32{list(shape)}; convert it"
@@ -177,7 +185,8 @@ def _checked(name: str, value: np.ndarray | None, shape: tuple[int, ...]) -> np.
     return value.astype(np.float32, copy=False)
 
 
-def _misfit(name: str, value: np.ndarray | None, shape: tuple[int, ...] | None) -> UserError:
+def misfit(name: str, value: np.ndarray | None, shape: tuple[int, ...] | None) -> UserError:
+    """The error that a tensor is of another shape than the model's, or that one of the two lacks it."""
     found = "none at all" if value is None else value.shape
     wanted = "none at all" if shape is None else shape
     return UserError(
@@ -186,7 +195,8 @@ def _misfit(name: str, value: np.ndarray | None, shape: tuple[int, ...] | None) 
     )
 
 
-def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two float32 arrays are equal to the bit: NaN too, and 0 is not -0."""
     return np.array_equal(np.ascontiguousarray(one).view(np.uint32), other.view(np.uint32))
 
 

@@ -117,7 +117,7 @@ class TestMapping:
             ("hf", {"activation": "swiglu"}, "activation=swiglu has no equal in"),
             ("hf", {"n_kv_head": 1}, "n_kv_head=1 has no equal in"),
             ("hf", {"head_size": 6}, "head_size=6 has no equal in"),
-            ("hf", {"mlp_size": 6}, "mlp_size=6 has no equal in"),
+            ("nanogpt", {"mlp_size": 6}, "mlp_size=6 has no equal in nanoGPT, which has 64 alone"),
             ("hf", {"logit_softcap": 6.0}, "logit_softcap=6.0 has no equal in"),
             ("hf", {"tie_word_embeddings": False, "lm_head_bias": True}, "lm_head_bias=True has no equal in"),
         ],
@@ -130,8 +130,8 @@ class TestMapping:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"model_type": "llama"}, "model_type='llama' is another architecture"),
-            ({"n_inner": 100}, "n_inner=100 is not offered by this model, which has 64 alone"),
+            ({"model_type": "mistral"}, "model_type='mistral' is another architecture; name one of gpt2, llama, qwen3"),
+            ({"n_inner": 0}, "mlp_size=0 is smaller than 1"),
             ({"layer_norm_epsilon": 0.0}, "norm_epsilon=0.0 is not a finite number above 0"),
             ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
             ({"add_cross_attention": True}, "add_cross_attention=True"),
