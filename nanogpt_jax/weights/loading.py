@@ -61,7 +61,7 @@ def open_which(out_dir: Path, which: str) -> Checkpoint:
 
 
 def open_weights(source: str, data_dir: str = "data", which: str = "best") -> Weights:
-    """The weights that `source` names: a model of the hub, or a path to a nanoGPT `ckpt.pt`, a Hugging Face folder or a run.
+    """The weights that `source` names: a model of the hub, a nanoGPT `ckpt.pt`, a Hugging Face folder or a run.
 
     Of a run it is the best checkpoint, or the last if that is `which`. A nanoGPT checkpoint names its data set, whose
     tokenizer `data_dir` may have. `load` gives a model of a smaller `block_size` the first rows of the position table.

@@ -105,6 +105,8 @@ RULES = (
     Rule(r"^python data/openwebtext/prepare\.py$", env=_NO_HUB, status=2, says="OpenWebText"),
     Rule(r"^python data/(\w+/)?prepare\.py\b"),
     Rule(r"--init_from=gpt2", env=_NO_HUB, status=2, says="gpt2"),
+    Rule(r"--init_from=HuggingFaceTB/", env=_NO_HUB, status=2, says="SmolLM2-135M"),
+    Rule(r"^python sample\.py .*--past_block=rolling", add="--max_new_tokens=80 --num_samples=1"),
     Rule(r"^python sample\.py\b", add="--max_new_tokens=20"),
     Rule(r"^python train\.py .*--compile_only=", status=2, says="pip install",
          why_not="it compiles for minutes where libtpu is installed" if _has("libtpu") else ""),
