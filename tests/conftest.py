@@ -1,13 +1,14 @@
 """What the tests share: quick compilation, one prepared data set and one trained run.
 
 Programs are compiled without most optimisations and kept in pytest's cache folder: these tests compile many small ones
-and run each but a few times. Commands that the tests start as processes run as a user's would. pytest-xdist runs the
-files side by side, in processes that share what is made once here.
+and run each but a few times. Commands that the tests start as processes run as a user's would, but that they keep what
+they compile there too. pytest-xdist runs the files side by side, in processes that share what is made once here.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -28,9 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("default", deadline=None)
     hypothesis.settings.load_profile("default")
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # of the processes that tests start
 
 
 # The files that take longest, which begin first: else one of the processes would be left alone with them at the end.

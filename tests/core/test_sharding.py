@@ -4,7 +4,6 @@ Virtual devices exist in fresh processes only, so one child trains on all meshes
 """
 
 import json
-import os
 import subprocess
 import sys
 
@@ -18,10 +17,11 @@ from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.mesh import mesh_shape, require_fit
 from nanogpt_jax.run.presets import preset
 from tests.helpers.commands import HANGS, ROOT
+from tests.helpers.jobs import virtual_devices
 
 SMALL, LARGE = 64, 4096  # vocabularies: from 4096 on the head and the loss are one function
 MESHES = {
-    "data:2": 2, "tensor:2": 2, "fsdp:2,tensor:2": 4, "data:8": 8, "fsdp:8": 8,
+    "tensor:2": 2, "fsdp:2,tensor:2": 4, "data:8": 8, "fsdp:8": 8,
     "data:2,fsdp:2,tensor:2": 8,
 }  # fmt: skip
 RUNS = [
@@ -30,23 +30,6 @@ RUNS = [
     ("auto", 1, SMALL, 1, "llama"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "llama"),
     ("auto", 1, SMALL, 1, "one key head"), ("data:4,tensor:2", 8, SMALL, 1, "one key head"),
 ]  # fmt: skip
-
-
-def virtual_devices(count):
-    """The environment of a process that is to have so many CPU devices, and quick compilation.
-
-    NPROC is the size of XLA's thread pool: with fewer threads than devices their collectives wait for each other.
-    """
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "NPROC": "8",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 @pytest.fixture(scope="module")

@@ -13,24 +13,11 @@ import pytest
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
-from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import abstract_state
 from nanogpt_jax.data.dataset import open_tokens, whole_split
 from nanogpt_jax.run.build import build_model
-from nanogpt_jax.weights.loading import open_run, open_weights, stored_settings
+from nanogpt_jax.weights.loading import open_weights
 from tests.helpers.commands import HANGS, ROOT, command, metrics_of
-
-
-def state_of(out_dir):
-    """The newest state a run saved."""
-    checkpoint = open_run(out_dir)
-    settings = stored_settings(checkpoint.run)
-    model, tx = build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
-    return checkpoint.state(abstract_state(model, tx))
-
-
-def assert_same_bits(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+from tests.helpers.states import assert_same_bits, state_of, tree_of
 
 
 def final_loss(out):
@@ -192,11 +179,6 @@ def test_bad_input_to_sampling_is_one_line(trained, flags, message, tmp_path):
     done = command("sample.py", *out_dir, *flags, cwd=tmp_path)
     assert done.status == 2
     assert done.err.startswith("error: ") and message in done.err and len(done.err.splitlines()) == 1
-
-
-def tree_of(folder):
-    """Every file below a folder, with its bytes: to see that nothing changed."""
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

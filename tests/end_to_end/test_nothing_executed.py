@@ -8,9 +8,8 @@ import pytest
 from nanogpt_jax.cli import sample, train
 from nanogpt_jax.core.errors import UserError
 from tests.helpers.commands import ROOT
+from tests.helpers.states import tree_of
 from tests.helpers.tiny import TINY, prepare_tiny
-
-from .test_end_to_end import tree_of
 
 SOURCES = [ROOT / "train.py", ROOT / "sample.py", *sorted((ROOT / "nanogpt_jax").rglob("*.py"))]
 SOURCES += sorted((ROOT / "data").rglob("*.py"))

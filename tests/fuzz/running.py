@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import RunFailed, UserError
-from tests.end_to_end.test_end_to_end import tree_of
+from tests.helpers.states import tree_of
 from tests.helpers.tiny import TINY
 
 LIMIT = 300  # seconds; a case that takes longer hangs

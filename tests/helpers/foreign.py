@@ -12,10 +12,7 @@ import numpy as np
 
 from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.model import GPT
-from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import abstract_state, init_params
-from nanogpt_jax.run.build import build_model
-from nanogpt_jax.weights import loading
+from nanogpt_jax.core.train_step import init_params
 
 TEXT = "To be, or not to be, that is the question:\n" * 40
 VOCABULARY = len(set(TEXT))
@@ -28,10 +25,6 @@ def random_params(config: GPTConfig, seed: int = 0) -> Any:
     draw = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_params(GPT(config), 0))
     return jax.tree.map(lambda p: draw.normal(0, 0.3, p.shape).astype(np.float32), shapes)
-
-
-def assert_same_bits(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @contextlib.contextmanager
@@ -62,11 +55,3 @@ class Lab(NamedTuple):
     data_dir: Path
     run: Path
     settings: Settings
-
-
-def state_of(run: Path) -> Any:
-    """The training state in a run's newest checkpoint."""
-    checkpoint = loading.open_run(run)
-    settings = loading.stored_settings(checkpoint.run)
-    model, tx = build_model(settings, checkpoint.run.vocab_size, "cpu"), make_optimizer(settings)
-    return checkpoint.state(abstract_state(model, tx))

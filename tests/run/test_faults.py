@@ -17,9 +17,10 @@ from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.run import loop, telemetry
 from nanogpt_jax.run.run_folder import set_previous_run_aside
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
-from tests.end_to_end.test_end_to_end import assert_same_bits, state_of, tree_of
 from tests.helpers.commands import HANGS, ROOT, awaited, metrics_of
 from tests.helpers.refusals import largest_file
+from tests.helpers.spoiled import spoiled
+from tests.helpers.states import assert_same_bits, state_of, tree_of
 from tests.helpers.tiny import TINY, prepare_tiny
 
 
@@ -141,27 +142,6 @@ def test_looking_at_a_run_does_not_need_it_alone(run):
     with open(run / ".lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert resume(run, "--eval_only") == 0
-
-
-def spoiled(at):
-    """`make_train_step`, with a gradient that is not finite in update `at`."""
-
-    def make(*arguments, **options):
-        step = trainer_make(*arguments, **options)
-
-        def train_step(state, batch):
-            if int(state.step) != at:
-                return step(state, batch)
-            kept = jax.tree.map(np.array, state)
-            new, metrics = step(state.replace(params=jax.tree.map(lambda p: p * np.nan, state.params)), batch)
-            if options["skip_nonfinite"]:
-                new = kept.replace(step=new.step)
-            return new, metrics
-
-        return train_step
-
-    trainer_make = loop.make_train_step
-    return make
 
 
 @pytest.mark.parametrize("at", [29, 30])

@@ -9,11 +9,9 @@ import pytest
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run import job
 from nanogpt_jax.run.job import of_torchrun, told_if_it_waits, whom_it_waits_for
-from tests.core.test_sharding import virtual_devices
 from tests.helpers.commands import ROOT
+from tests.helpers.jobs import finish, free_port, virtual_devices
 from tests.helpers.tiny import TINY, prepare_tiny
-
-from .test_hosts import finish, free_port
 
 TORCHRUNS = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"}
 

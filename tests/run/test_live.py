@@ -12,13 +12,12 @@ import pytest
 from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.run import live, loop
-from tests.core.test_sharding import virtual_devices
-from tests.end_to_end.test_end_to_end import assert_same_bits, state_of
 from tests.helpers.commands import HANGS, ROOT, awaited, metrics_of
+from tests.helpers.jobs import virtual_devices
+from tests.helpers.spoiled import spoiled
+from tests.helpers.states import assert_same_bits, state_of
 from tests.helpers.terminal import terminal
 from tests.helpers.tiny import TINY, prepare_tiny
-
-from .test_faults import spoiled
 
 HIDE_CURSOR = b"\x1b[?25l"
 

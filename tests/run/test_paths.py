@@ -19,8 +19,8 @@ from nanogpt_jax.run import curves, loop
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.weights.checkpoint import FOLDER
 from nanogpt_jax.weights.saving import LARGE
-from tests.end_to_end.test_end_to_end import assert_same_bits, state_of
 from tests.helpers.commands import HANGS, ROOT
+from tests.helpers.states import assert_same_bits, state_of
 from tests.helpers.tiny import TINY, prepare_tiny
 
 # A token table of 2,048 x 160 floats is larger than `LARGE`: Orbax keeps it, as it does the tensors of larger models.

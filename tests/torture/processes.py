@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from pathlib import Path
 import jax
 
 from nanogpt_jax.cli import entry, train
+from tests.helpers.jobs import free_port
 
 LIMIT = 900  # seconds in which something must happen in a run that is at work; where nothing does, it hangs
 
@@ -35,7 +35,7 @@ class Job:
         self._log, self._said_before = log, log.stat().st_size if log.exists() else 0
         self._running: dict[int, int] = {}  # number in the job -> process id
         self.statuses: dict[int, int] = {}  # of those that have ended
-        address = f"--coordinator=127.0.0.1:{_free_port()}"
+        address = f"--coordinator=127.0.0.1:{free_port()}"
         for i in range(count):
             job = [address, f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
             self._running[i] = forked(train.main, [*argv, *job], log)
@@ -116,9 +116,3 @@ def until(seconds: float) -> Iterator[None]:
     while time.monotonic() < deadline:
         yield
         time.sleep(0.0005)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

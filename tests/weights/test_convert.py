@@ -15,8 +15,9 @@ from nanogpt_jax.data.prepare import prepare_text
 from nanogpt_jax.run import loop
 from nanogpt_jax.weights import loading
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint
-from tests.helpers.foreign import NANOGPT, TEXT, VOCABULARY, Lab, nothing_written, state_of
+from tests.helpers.foreign import NANOGPT, TEXT, VOCABULARY, Lab, nothing_written
 from tests.helpers.refusals import refusal
+from tests.helpers.states import state_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

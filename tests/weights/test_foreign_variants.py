@@ -14,9 +14,10 @@ from nanogpt_jax.weights import hf_format, loading
 from nanogpt_jax.weights.hub import hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, moments_of
 from nanogpt_jax.weights.state_dicts import HEAD, TABLE, left_out, params_of, state_dict_of
-from tests.helpers.foreign import GPT2, NANOGPT, Lab, assert_same_bits, random_params, state_of
+from tests.helpers.foreign import GPT2, NANOGPT, Lab, random_params
 from tests.helpers.hub import at, hub
 from tests.helpers.refusals import refusal
+from tests.helpers.states import assert_same_bits, state_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -26,13 +26,13 @@ from tests.helpers.foreign import (
     TOKENS,
     VOCABULARY,
     apply,
-    assert_same_bits,
     logits_of,
     nothing_written,
     random_params,
     state_dict_in,
 )
 from tests.helpers.refusals import refusal
+from tests.helpers.states import assert_same_bits
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -23,17 +23,9 @@ from nanogpt_jax.run import loop
 from nanogpt_jax.weights import loading
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, moments_of, with_moments
 from nanogpt_jax.weights.state_dicts import HEAD, TABLE, state_dict_of
-from tests.helpers.foreign import (
-    NANOGPT,
-    VOCABULARY,
-    Lab,
-    assert_same_bits,
-    logits_of,
-    nothing_written,
-    random_params,
-    state_of,
-)
+from tests.helpers.foreign import NANOGPT, VOCABULARY, Lab, logits_of, nothing_written, random_params
 from tests.helpers.refusals import refusal
+from tests.helpers.states import assert_same_bits, state_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

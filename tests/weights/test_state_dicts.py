@@ -16,8 +16,9 @@ from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.weights import hf_format, nanogpt_format
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.weights.state_dicts import HEAD, TABLE, params_of, state_dict_of
-from tests.helpers.foreign import GPT2, NANOGPT, assert_same_bits, random_params
+from tests.helpers.foreign import GPT2, NANOGPT, random_params
 from tests.helpers.refusals import refusal
+from tests.helpers.states import assert_same_bits
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
