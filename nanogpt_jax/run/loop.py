@@ -24,7 +24,7 @@ from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, make_eval_step, make_train_step
 from nanogpt_jax.data import feed
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
-from nanogpt_jax.data.dataset import TokenFile
+from nanogpt_jax.data.dataset import TokenFile, rows_in_split
 from nanogpt_jax.data.files import is_dir
 from nanogpt_jax.data.process import readers_may_leave
 from nanogpt_jax.run import hosts, live
@@ -166,7 +166,8 @@ def whole_split_loss(
 
     `stop` is called before every batch, and may raise.
     """
-    windows = rounded_up(max(1, _TOKENS_PER_EVAL_STEP // block_size), mesh)
+    windows = min(max(1, _TOKENS_PER_EVAL_STEP // block_size), rows_in_split(file, block_size))
+    windows = rounded_up(windows, mesh)
     targets = len(file.tokens) - 1
     return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
 

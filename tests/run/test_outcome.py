@@ -13,11 +13,13 @@ from nanogpt_jax.cli import train
 from nanogpt_jax.cli.sample import SampleSettings, open_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.dataset import open_tokens
+from nanogpt_jax.run import loop
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights.checkpoint import FOLDER, best, newest
 from nanogpt_jax.weights.loading import open_weights
-from tests.end_to_end.test_end_to_end import assert_same_bits, state_of
 from tests.helpers.commands import metrics_of
+from tests.helpers.states import assert_same_bits, state_of
 from tests.helpers.tiny import TINY, prepare_tiny
 
 # Letters at random: what is learnt of them but their frequencies is learnt by heart.
@@ -29,6 +31,19 @@ OVERFITS = ("--n_embd=64", "--batch_size=32", "--dropout=0", "--learning_rate=3e
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("noise")
     return prepare_tiny(folder, NOISE, times=1)
+
+
+def test_a_small_split_is_read_once_and_not_filled_up_to_a_large_ones_step(data_dir):
+    file = open_tokens(data_dir / "tiny" / "val.bin", 8, 8)
+    read = []
+
+    def eval_step(params, batch, weights):
+        read.append(weights)
+        return weights.sum()
+
+    assert loop.whole_split_loss(eval_step, {}, file, 8) == (1.0, len(file.tokens) - 1)
+    [weights] = read
+    assert weights.shape == (-(-(len(file.tokens) - 1) // 8), 8)
 
 
 @pytest.fixture(scope="module")
