@@ -3,27 +3,23 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
 
+from nanogpt_jax.cli import train
 from nanogpt_jax.run import hosts
-from tests.core.test_sharding import virtual_devices
-from tests.helpers.commands import HANGS, ROOT, Finished, awaited, command, metrics_of
+from tests.helpers.commands import HANGS, ROOT, awaited, command, metrics_of
+from tests.helpers.jobs import finish, free_port, virtual_devices
+from tests.helpers.tiny import prepare_tiny
 
 TINY = (
-    "gpt_dev", "--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=8", "--dropout=0.1", "--max_iters=20",
-    "--eval_interval=10", "--eval_iters=2", "--log_interval=1", "--connect_timeout=600",
+    "gpt_dev", "--dataset=tiny", "--n_layer=1", "--n_embd=32", "--block_size=16", "--batch_size=8", "--dropout=0.1",
+    "--max_iters=20", "--eval_interval=10", "--eval_iters=2", "--log_interval=1", "--connect_timeout=600",
 )  # fmt: skip
-FOREVER = (*TINY, "--max_iters=1000000000", "--eval_interval=1000000000", "--save_interval=50")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+SIMPLE = (*TINY, "--model=bigram")  # whose start takes half the time, where the model is no matter
+FOREVER = (*SIMPLE, "--max_iters=1000000000", "--eval_interval=1000000000", "--save_interval=50")
 
 
 def start(count, *flags, devices=1, changed=()):
@@ -39,16 +35,6 @@ def start(count, *flags, devices=1, changed=()):
     ]  # fmt: skip
 
 
-def finish(processes, timeout=HANGS):
-    """What became of them; none outlives the test."""
-    try:
-        outputs = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [Finished(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-
-
 def losses(out_dir):
     return {(line["step"], line["split"]): line["loss"] for line in metrics_of(out_dir)}
 
@@ -58,19 +44,24 @@ def last_line(done):
 
 
 @pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return prepare_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
 def alone(data_dir, tmp_path_factory):
     """The run of one process with one device."""
     out_dir = tmp_path_factory.mktemp("alone")
-    done = command("train.py", *TINY, f"--data_dir={data_dir}", f"--out_dir={out_dir}")
-    assert done.status == 0, done.err
+    assert train.main([*TINY, "--accelerator=cpu", f"--data_dir={data_dir}", f"--out_dir={out_dir}"]) == 0
     return out_dir
 
 
-@pytest.mark.parametrize(("count", "mesh"), [(2, "fsdp:2"), (4, "data:2,tensor:2")])
-def test_processes_train_as_one(alone, data_dir, tmp_path, count, mesh):
-    done = finish(start(count, *TINY, f"--mesh={mesh}", f"--data_dir={data_dir}", f"--out_dir={tmp_path}"))
-    assert [each.status for each in done] == [0] * count, done
-    assert f"{count} x cpu, {count} hosts, mesh {mesh}; float32 matrix products, xla attention" in done[0].out
+def test_processes_train_as_one(alone, data_dir, tmp_path):
+    mesh = "data:2,tensor:2"
+    flags = (*TINY, f"--mesh={mesh}", f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    done = finish(start(2, *flags, devices=2))
+    assert [each.status for each in done] == [0, 0], done
+    assert f"4 x cpu, 2 hosts, mesh {mesh}; float32 matrix products, xla attention" in done[0].out
     assert all(line.startswith("[Gloo]") for line in done[1].out.splitlines())  # which nobody can silence
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0, abs=1e-5)
 
@@ -84,8 +75,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_in_two_processes(alone
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     subprocess.run(["cp", "-r", out_dir, copy], check=True)
-    on_one = command("train.py", "--init_from=resume", "--max_iters=20", f"--out_dir={out_dir}")
-    assert on_one.status == 0, on_one.err
+    assert train.main(["--init_from=resume", "--max_iters=20", f"--out_dir={out_dir}"]) == 0
     in_two = finish(start(2, "--init_from=resume", "--max_iters=20", "--mesh=fsdp:2", f"--out_dir={copy}"))
     assert [each.status for each in in_two] == [0, 0], in_two
     for run in (out_dir, copy):
@@ -103,15 +93,15 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_in_two_processes(alone
     ],
 )
 def test_processes_with_other_settings_do_not_start(data_dir, tmp_path, changed, message):
-    done = finish(start(2, *TINY, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", changed=changed))
+    done = finish(start(2, *SIMPLE, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", changed=changed))
     assert [each.status for each in done] == [2, 2], done
     assert message in last_line(done[1]) and "disagree on" in last_line(done[0])
     assert not (tmp_path / "run").exists()
 
 
 def test_processes_with_other_data_do_not_start(data_dir, tmp_path):
-    other = tmp_path / "shakespeare_char"
-    subprocess.run(["cp", "-r", data_dir / "shakespeare_char", other], check=True)
+    other = tmp_path / "tiny"
+    subprocess.run(["cp", "-r", data_dir / "tiny", other], check=True)
     with open(other / "val.bin", "r+b") as file:
         file.write(b"\x05\x00\x06\x00")
     port = free_port()
@@ -123,7 +113,7 @@ def test_processes_with_other_data_do_not_start(data_dir, tmp_path):
     done = finish(
         [
             subprocess.Popen(
-                [sys.executable, ROOT / "train.py", *TINY, *job, f"--process_id={i}"],
+                [sys.executable, ROOT / "train.py", *SIMPLE, *job, f"--process_id={i}"],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=home, env=virtual_devices(1),
             )
             for i, home in enumerate(homes)
@@ -186,7 +176,7 @@ def test_ctrl_c_in_an_evaluation_stops_all_between_two_batches(data_dir, tmp_pat
         awaited((tmp_path / "checkpoints").is_dir, *processes)  # made once signals are listened to
         processes[0].send_signal(signal.SIGINT)
     finally:
-        done = finish(processes, timeout=HANGS)
+        done = finish(processes)
     assert [each.status for each in done] == [130, 143], done
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
 
@@ -197,7 +187,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step(data_dir, tmp_path):
         trained_until(tmp_path, 60, processes)
         processes[1].send_signal(signal.SIGTERM)
     finally:
-        done = finish(processes, timeout=HANGS)
+        done = finish(processes)
     assert [each.status for each in done] == [143, 143], done
     assert "stopped and saved" in done[0].out
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
