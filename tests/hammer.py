@@ -34,22 +34,26 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in a script's background it is ignored, and passed on
     with tempfile.TemporaryDirectory() as folder:
-        ends = hammered(Path(folder), given.command, given.interrupts, given.seconds, given.within, given.seed)
+        prepare(Path(folder))
+        written = Path(folder) / "written"
+        ends = hammered(Path(folder), written, given.command, given.interrupts, given.seconds, given.within, given.seed)
     print("\n".join(["| interrupts that | count |", "|---|---|", *(f"| {end} | {n} |" for end, n in ends.items())]))
     return 1 if any(end.startswith("FAULT") for end in ends) else 0
 
 
+def prepare(folder: Path) -> None:
+    """Put a data set and a run there, for the commands that read them."""
+    flags = [*TINY, f"--data_dir={prepare_tiny(folder)}", f"--out_dir={folder / 'run'}", "--max_iters=2"]
+    subprocess.run([sys.executable, "train.py", *flags], cwd=ROOT, check=True, capture_output=True)
+
+
 def hammered(
-    folder: Path, command: str, interrupts: int, seconds: float, within: float, seed: int
+    folder: Path, written: Path, command: str, interrupts: int, seconds: float, within: float, seed: int
 ) -> collections.Counter[str]:
-    """How a command ended, and how often, after one interrupt each."""
+    """How a command, which reads what is prepared in `folder`, ended, and how often, after one interrupt each."""
     draw, ends = random.Random(seed), collections.Counter()
-    data_dir, run, written = prepare_tiny(folder), folder / "run", folder / "written"
+    data_dir, run = folder / "data", folder / "run"
     flags = [*TINY, f"--data_dir={data_dir}"]
-    subprocess.run(
-        [sys.executable, "train.py", *flags, f"--out_dir={run}", "--max_iters=2"], cwd=ROOT, check=True,
-        capture_output=True,
-    )  # fmt: skip
     written.mkdir()
     argv = {
         "train": ["train.py", *flags, f"--out_dir={written / 'run'}", "--max_iters=1000000000"],

@@ -2,11 +2,19 @@
 
 import pytest
 
-from tests.hammer import COMMANDS, hammered
+from tests.hammer import COMMANDS, hammered, prepare
 from tests.helpers.commands import HANGS
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(folder)
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_one_interrupt_ends_a_command(command, tmp_path):
-    ends = hammered(tmp_path, command, 4 if command == "train" else 2, seconds=4, within=HANGS, seed=1)
+def test_one_interrupt_ends_a_command(command, prepared, tmp_path):
+    times = 4 if command == "train" else 2
+    ends = hammered(prepared, tmp_path / "written", command, times, seconds=4, within=HANGS, seed=1)
     assert not [end for end in ends if end.startswith("FAULT")], ends
