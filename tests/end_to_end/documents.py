@@ -62,8 +62,8 @@ WRAPPERS = (
     (r"=WHICH\b", "=gpt2"),
 )
 
-# One update and one evaluation of the sizes that are named; batches are small, widths stay.
-_SHORT = "--max_iters=2 --eval_iters=1 --batch_size=2 --gradient_accumulation_steps=1"
+# Two updates and an evaluation of the sizes that are named; batches are small, one layer is trained, widths stay.
+_SHORT = "--max_iters=2 --eval_iters=1 --batch_size=2 --gradient_accumulation_steps=1 --n_layer=1"
 _SMALL = "--n_layer=1 --n_head=4 --n_embd=64 --block_size=8 --vocab_size=128 --dataset=shakespeare_char"
 _DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count={}", "NPROC": "16"}
 _FEW_STEPS = "--steps=1 --n_layer=1 --n_head=2 --n_embd=16 --block_size=8 --batch_size=2"
@@ -93,7 +93,7 @@ RULES = (
     Rule(r"^python -m tests\.torture --kills=", add="--kills=1"),
     Rule(r"^python -m tests\.end_to_end$", why_not="takes a quarter of an hour; test_journey.py is smaller"),
     Rule(r"^python -m tests\.torture\.cost$", add="--pairs=1 --stretch=4"),
-    Rule(r"^python -m tests\.seeing_cost (live|lines)$", add="8"),
+    Rule(r"^python -m tests\.seeing_cost (live|lines)$", add="6"),
     Rule(r"^python -m tests\.lens_latency lens\.html$", why_not="" if CHROMIUM else "there is no Chromium"),
     Rule(r"^python -m nanogpt_jax\.compare\b", add=_FEW_STEPS),
     Rule(r"^python -m nanogpt_jax\.bench growth\b", add=f"{_BENCH} --axis=batch_size"),

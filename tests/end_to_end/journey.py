@@ -39,7 +39,7 @@ class Size:
 
 
 SHAKESPEARE_CHAR = Size(
-    "shakespeare_char", "shakespeare_char", "char", "10,745,088", 30, ("--batch_size=2", "--warmup_iters=1")
+    "shakespeare_char", "shakespeare_char", "char", "10,745,088", 120, ("--batch_size=2", "--warmup_iters=1")
 )
 GPT2 = Size(
     "gpt2", "openwebtext", "gpt2", "124,373,760", 10,

@@ -76,7 +76,7 @@ class Job:
             self.ended()
             if (sign := sign_of_life()) != seen:
                 seen, deadline = sign, time.monotonic() + seconds
-            time.sleep(0.001)
+            time.sleep(0.02)
         in_time = not self._running
         self.kill(list(self._running))
         return in_time

@@ -84,7 +84,8 @@ def torture(folder: Path, kills: int, seed: int, processes: int = 1) -> Report:
     warnings.filterwarnings("ignore", message="os.fork.. was called")  # JAX is imported here, and not at work
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_disable_most_optimizations", True)
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    if jax.config.jax_compilation_cache_dir is None:  # else the environment names one
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # A quarter of the kills of a job wait until a process has noticed the silence of another: half a minute as users
