@@ -27,17 +27,6 @@ _LATEST = 2
 # Orbax reports routine matters as warnings; what a user must know reaches them as an exception.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-
-def _hook(
-    kind: type[BaseException], error: BaseException, trace: Any, usual: Callable[..., None] = sys.excepthook
-) -> None:
-    """After a write that failed, each of TensorStore's others complains that Orbax's event loop is closed."""
-    if str(error) != "Event loop is closed":
-        usual(kind, error, trace)
-
-
-sys.excepthook = _hook
-
 Arrays = dict[str, Any]
 
 
@@ -67,6 +56,21 @@ def save(manager: ocp.CheckpointManager, step: int, large: Mapping[str, Arrays],
     """
     items = {item: ocp.args.StandardSave(arrays) for item, arrays in large.items()}
     manager.save(step, args=ocp.args.Composite(**items, **{FILES: _FilesArgs(files)}), force=True)
+
+
+def mute_echoes() -> Callable[[], None]:
+    """Let `sys.unraisablehook` pass over what follows a write that failed; returns what puts the usual one back.
+
+    Orbax closes its event loop at the first failure, and each write that was under way then complains of that.
+    """
+    usual = sys.unraisablehook
+
+    def hook(told: sys.UnraisableHookArgs) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            usual(told)
+
+    sys.unraisablehook = hook
+    return lambda: setattr(sys, "unraisablehook", usual)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ class CheckpointWriter:
         self._large = large
         self._saving = self._latest = None if since is None else since.run.step
         self._manager: Any = None  # Orbax's, from the first save on: no update waits for its import
+        self._unmute = contextlib.ExitStack()
 
     def save(self, state: TrainState, run: RunDocument) -> None:
         """Save the state after `run.step` updates; a step that has been saved is not saved again.
@@ -61,6 +62,7 @@ class CheckpointWriter:
 
         with self._one_line():
             if self._manager is None:
+                self._unmute.callback(orbax_files.mute_echoes())
                 self._manager = orbax_files.open_manager(self._folder, self._evaluated)
             self._manager.wait_until_finished()
             self._latest, self._saving = run.step, run.step
@@ -97,12 +99,14 @@ class CheckpointWriter:
                 with contextlib.suppress(Exception):  # said by `wait`
                     self._manager.close()
             self._manager = None
+            self._unmute.close()
 
     @contextlib.contextmanager
     def _one_line(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds; to a user they all mean this
+            self._unmute.pop_all()  # for good: writes that nobody waits for may go on complaining
             raise RunFailed(
                 f"the checkpoint of iteration {self._saving} could not be saved in {self._folder} "
                 f"({_reason(error)}); make room or mend the folder, then {how_to_go_on(self._out_dir)}"

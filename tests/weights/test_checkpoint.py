@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import shutil
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from nanogpt_jax.run.presets import preset
 from nanogpt_jax.weights.checkpoint import FOLDER, RunDocument, best, newest
 from nanogpt_jax.weights.loading import open_run, open_weights, stored_settings
 from nanogpt_jax.weights.saving import CheckpointWriter
+from tests.helpers.refusals import largest_file
 
 SETTINGS = preset("bigram")
 TX = make_optimizer(SETTINGS)
@@ -241,3 +244,29 @@ def test_a_save_that_fails_is_told_and_leaves_those_before_it(saved, monkeypatch
 
 def full_disk(descriptor):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_save_that_fails_is_told_once_whatever_else_was_being_written(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    noise = np.random.default_rng(0).normal(size=(30, 90_000)).astype(np.float32)  # of no use to a compressor
+    state = bigram_state().replace(params={f"a{i}": row for i, row in enumerate(noise)})
+    checkpoints = CheckpointWriter(tmp_path, large=100)
+    checkpoints.save(bigram_state(), document(1))
+    checkpoints.wait()
+    with largest_file(100_000), pytest.raises(RunFailed, match="iteration 2 could not be saved"):
+        checkpoints.save(state, document(2))
+        checkpoints.wait()
+    checkpoints.close()
+    assert told == []
+    sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError("Event loop is closed")))  # the last of them, late
+    assert told == []
+    others = SimpleNamespace(exc_value=RuntimeError("another matter"))
+    sys.unraisablehook(others)
+    assert told == [others]
+
+
+def test_saving_leaves_nothing_of_its_own_behind_in_the_interpreter(tmp_path):
+    hooks = sys.excepthook, sys.unraisablehook
+    write(tmp_path, {1: 1.0}, large=100)
+    assert (sys.excepthook, sys.unraisablehook) == hooks
