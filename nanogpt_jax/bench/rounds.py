@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from nanogpt_jax.bench.side import Unavailable
 from nanogpt_jax.core.errors import UserError
@@ -95,7 +95,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -73,8 +73,8 @@ def causal_attention(
 
 def cached_attention(
     q: Float[Array, "B H T D"],
-    k: Float[Array, "B*K S D"],
-    v: Float[Array, "B*K S D"],
+    k: Float[Array, "BK S D"],
+    v: Float[Array, "BK S D"],
     position: Position,
 ) -> Float[Array, "B H T D"]:
     """T new positions, the first of which is `position`, attend to a cache that already holds their own keys.

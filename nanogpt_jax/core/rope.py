@@ -48,7 +48,7 @@ def rope_scaling(text: str) -> Llama3Scaling:
     return scaling
 
 
-def frequencies(head_width: int, theta: float, scaling: str | None = None) -> Float[np.ndarray, " D/2"]:
+def frequencies(head_width: int, theta: float, scaling: str | None = None) -> Float[np.ndarray, " P"]:
     """By how many radians each pair of a head's components is turned from one position to the next.
 
     theta^(-2i / head_width) for pair i, changed as `scaling` says.
@@ -63,7 +63,7 @@ def frequencies(head_width: int, theta: float, scaling: str | None = None) -> Fl
 
 
 def rotated(
-    x: Float[Array, "B H T D"], turns: Float[np.ndarray, " D/2"], position: Int[Array, ""] | int
+    x: Float[Array, "B H T D"], turns: Float[np.ndarray, " P"], position: Int[Array, ""] | int
 ) -> Float[Array, "B H T D"]:
     """(a cos - b sin, b cos + a sin) of the halves a, b of each head, in float32; angles are position * turns.
 

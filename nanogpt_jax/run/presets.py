@@ -48,7 +48,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 # fmt: on
 
 
-def preset(name: str, **changes: Any) -> Settings:
+def preset(name: object, **changes: Any) -> Settings:
     """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
     if not isinstance(name, str) or name not in PRESETS:
         near = did_you_mean(str(name), PRESETS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import Array
+from jaxtyping import Array, TypeCheckError
 
 from nanogpt_jax.core import ops
 from tests.helpers.twins import assert_close_in_bfloat16, assert_same, normal
@@ -109,3 +109,8 @@ def test_cross_entropy(n: int, classes: int) -> None:
 def test_bfloat16_stays_close_and_keeps_its_type(name: str) -> None:
     shapes = {"linear": [(6, 8), (8, 5)], "gelu": [(50,)]}[name]
     assert_close_in_bfloat16(getattr(ops, name), *(normal(i, *shape) for i, shape in enumerate(shapes)))
+
+
+def test_shapes_in_signatures_are_checked_while_the_tests_run():
+    with pytest.raises(TypeCheckError, match=r"parameters of nanogpt_jax\.core\.ops\.linear"):
+        ops.linear(jnp.ones((2, 3)), jnp.ones((4, 5)))

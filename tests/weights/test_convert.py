@@ -73,13 +73,13 @@ class TestStartingFromWeights:
             params = loading.open_weights(str(source)).load(cropped)
             np.testing.assert_array_equal(params["wpe"]["embedding"], table[:5])
         settings = dataclasses.replace(lab.settings, init_from=str(ckpt), block_size=5, eval_only=True)
-        assert loop.train(settings, {"block_size"}) != loop.train(settings)
+        assert loop.train(settings, {"block_size": 5}) != loop.train(settings)
 
     def test_other_shapes_that_are_asked_for_must_be_those_of_the_weights(self, lab: Lab) -> None:
         settings = dataclasses.replace(lab.settings, init_from=str(lab.run), block_size=9, n_layer=3, eval_only=True)
-        message = refusal(loop.train, settings, {"block_size"})
+        message = refusal(loop.train, settings, {"block_size": 9})
         assert "block_size=9 does not fit" in message and "block_size=8; leave it out, or smaller" in message
-        assert "n_layer=3 does not fit" in refusal(loop.train, settings, {"n_layer"})
+        assert "n_layer=3 does not fit" in refusal(loop.train, settings, {"n_layer": 3})
         assert loop.train(settings) < 4  # a preset gives way
 
     def test_a_data_set_must_fit_the_weights(self, lab: Lab, theirs: Any, capsys: Any, tmp_path: Path) -> None:
