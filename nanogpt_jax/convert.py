@@ -151,6 +151,10 @@ def _read_run(source: Path, form: Form, which: str) -> Snapshot:
     settings = stored_settings(run)
     if settings.model != "gpt":
         raise UserError(f"model={settings.model} in {source} has no equal in other programs; convert a gpt")
+    if form == "nanogpt" and settings.optimizer != "adamw":
+        raise UserError(
+            f"optimizer={settings.optimizer} in {source} has no equal in nanoGPT, which has AdamW alone; convert to hf"
+        )
     model, tx = build_model(settings, run.vocab_size, "cpu"), make_optimizer(settings)
     like = abstract_state(model, tx)
     snapshot = Snapshot(

@@ -17,6 +17,8 @@ from nanogpt_jax.core.rope import rope_scaling
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "relu2", "swiglu", "geglu")
 POSITIONS = ("learned", "rope")
 NORMS = ("layer", "rms")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "wsd")
 WHICH = ("best", "last")
 DTYPES = ("auto", "float32", "bfloat16")
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
@@ -219,13 +221,18 @@ class Settings:
     logit_softcap: float | None = setting(None, "model", "c, for logits of c tanh(logits / c); none: as they are")
     proj_init_scale: float = setting(1.0, "model", "factor on the initial spread of a block's two projections; 0 starts them at zero")
 
-    learning_rate: float = setting(6e-4, "optimizer", "largest learning rate")
+    optimizer: Literal["adamw", "muon"] = setting("adamw", "optimizer", "AdamW for all; or Muon for the matrices of blocks, and AdamW for the rest", OPTIMIZERS)
+    learning_rate: float = setting(6e-4, "optimizer", "largest learning rate; of AdamW")
     max_iters: int = setting(600_000, "optimizer", "number of updates")
     weight_decay: float = setting(1e-1, "optimizer", "AdamW's decay, applied to matrices only")
     beta1: float = setting(0.9, "optimizer", "decay of AdamW's first moment")
     beta2: float = setting(0.95, "optimizer", "decay of AdamW's second moment")
     grad_clip: float = setting(1.0, "optimizer", "largest global norm of the gradient; 0 turns clipping off")
-    decay_lr: bool = setting(True, "optimizer", "warm up, then decay by a cosine; off: a constant learning rate")
+    muon_learning_rate: float = setting(0.02, "optimizer", "largest learning rate of Muon, under the same schedule")
+    muon_momentum: float = setting(0.95, "optimizer", "decay of Muon's sum of gradients")
+    decay_lr: bool = setting(True, "optimizer", "warm up, then decay; off: a constant learning rate")
+    schedule: Literal["cosine", "wsd"] = setting("cosine", "optimizer", "how it decays: by a cosine; or wsd: hold, then fall in a line", SCHEDULES)
+    cooldown_fraction: float = setting(0.4, "optimizer", "share of lr_decay_iters over which wsd falls")
     warmup_iters: int = setting(2000, "optimizer", "iterations of linear warm-up")
     lr_decay_iters: int = setting(600_000, "optimizer", "iteration at which min_lr is reached")
     min_lr: float = setting(6e-5, "optimizer", "learning rate after the decay")
@@ -256,13 +263,17 @@ class Settings:
                 require_at_least(name, getattr(self, name), 1)
         for name in ("max_iters", "warmup_iters", "lr_decay_iters", "seed"):
             require_at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "min_lr", "weight_decay", "grad_clip"):
+        for name in ("learning_rate", "muon_learning_rate", "min_lr", "weight_decay", "grad_clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name}={value} is not a finite number of at least 0; choose one that is")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} is outside [0, 1); choose for example 0.9 or 0.95")
+        if not 0 <= self.cooldown_fraction <= 1:
+            raise UserError(f"cooldown_fraction={self.cooldown_fraction} is outside [0, 1]; choose for example 0.4")
+        if self.optimizer == "muon" and self.model == "bigram":
+            raise UserError("optimizer=muon is for the matrices of blocks, and model=bigram has none; use adamw")
         if self.lm_head_bias and self.tie_word_embeddings:
             raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
         for name in ("out_dir", "init_from", "dataset", "data_dir", "profile"):

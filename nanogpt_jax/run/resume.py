@@ -56,7 +56,9 @@ def require_same_data(run: RunDocument, data: str, settings: Settings) -> None:
 
 def at_a_lower_rate(settings: Settings) -> str:
     """The same for a run whose figures are no longer finite: with half the learning rate, which is a change to it."""
-    return how_to_go_on(Path(settings.out_dir), learning_rate=settings.learning_rate / 2, allow_changes=True)
+    rates = ("learning_rate", "muon_learning_rate") if settings.optimizer == "muon" else ("learning_rate",)
+    lower = {name: getattr(settings, name) / 2 for name in rates}
+    return how_to_go_on(Path(settings.out_dir), **lower, allow_changes=True)
 
 
 def _require_allowed(what: str, settings: Settings) -> None:

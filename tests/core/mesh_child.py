@@ -12,6 +12,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.model import GPT
@@ -33,6 +34,7 @@ SHAPES = {
         position="rope", norm="rms", activation="swiglu", n_kv_head=2, bias=False, qk_norm=True, head_size=6,
         tie_word_embeddings=False,
     ),
+    "muon": dict(optimizer="muon", n_kv_head=2),
     "one key head": dict(position="rope", n_kv_head=1),  # which each of two devices needs for its queries
 }  # fmt: skip
 FILE = TokenFile(np.random.default_rng(0).integers(0, 64, 2000).astype("<u2"), None, 64)
@@ -47,8 +49,8 @@ def partly_ignored(batch):
 
 
 def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
-    config = dataclasses.replace(SETTINGS, **SHAPES[shape_name]).gpt_config(vocab_size)
-    model, tx = GPT(config), make_optimizer(SETTINGS)
+    settings = dataclasses.replace(SETTINGS, **SHAPES[shape_name])
+    model, tx = GPT(settings.gpt_config(vocab_size)), make_optimizer(settings)
     shape = mesh_shape(mesh_text, count)
     require_fit(shape, SETTINGS)
     mesh = None if count == 1 else make_mesh(shape, jax.devices()[:count])
@@ -61,7 +63,8 @@ def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
     with sharding.use(mesh):
         state = jax.jit(make, out_shardings=places)()
         kernel = state.params["h_0"]["mlp"]["c_fc"]["kernel"]
-        moment = state.opt_state[1][0].mu["h_0"]["mlp"]["c_fc"]["kernel"]
+        moments = optax.tree.get(state.opt_state, "momentum" if shape_name == "muon" else "mu")
+        moment = moments["h_0"]["mlp"]["c_fc"]["kernel"]
         found = {
             "bits": [float(np.asarray(x, np.float64).sum()) for x in jax.tree.leaves(state.params)],
             "shards": [max(s.data.size for s in x.addressable_shards) / x.size for x in (kernel, moment)],

@@ -28,6 +28,7 @@ RUNS = [
     ("auto", 1, SMALL, 1), *((mesh, count, SMALL, 1) for mesh, count in MESHES.items()),
     ("auto", 1, LARGE, 2), ("data:2,fsdp:2,tensor:2", 8, LARGE, 2),
     ("auto", 1, SMALL, 1, "llama"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "llama"),
+    ("auto", 1, SMALL, 1, "muon"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "muon"),
     ("auto", 1, SMALL, 1, "one key head"), ("data:4,tensor:2", 8, SMALL, 1, "one key head"),
 ]  # fmt: skip
 

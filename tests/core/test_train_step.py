@@ -230,6 +230,25 @@ def test_the_learning_rate_follows_nanogpts_schedule(changes):
     np.testing.assert_allclose(rates, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("changes", [{}, {"cooldown_fraction": 1.0}, {"cooldown_fraction": 0.0}, {"warmup_iters": 0}])
+def test_wsd_warms_up_holds_and_falls_in_a_line(changes):
+    s = preset(
+        "shakespeare_char_cpu", **{"schedule": "wsd", "lr_decay_iters": 1000, "cooldown_fraction": 0.25} | changes
+    )
+    begin = max(s.warmup_iters, 1000 - 1000 * s.cooldown_fraction)
+
+    def expected(it):
+        if it < s.warmup_iters:
+            return s.learning_rate * (it + 1) / (s.warmup_iters + 1)
+        left = np.clip((1000 - it) / (1000 - begin), 0, 1) if begin < 1000 else float(it < 1000)
+        return s.min_lr + left * (s.learning_rate - s.min_lr)
+
+    steps = np.arange(0, 1100)
+    rates = jax.vmap(learning_rate_schedule(s))(steps)
+    np.testing.assert_allclose(rates[:1000], [expected(it) for it in steps[:1000]], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rates[1000:], s.min_lr if s.cooldown_fraction else s.learning_rate, rtol=0, atol=1e-9)
+
+
 def test_the_step_takes_over_the_memory_of_the_state():
     model = Bigram(SMALL)
     tx, state = fresh(model)
