@@ -11,7 +11,7 @@ from typing import Any
 from nanogpt_jax.cli.entry import OK
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
-from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings, require_choice
+from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings, coerced, require_choice
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.run.presets import PRESETS
 
@@ -92,7 +92,8 @@ def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platf
     usual = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
     named = next((name for name, settings in PRESETS.items() if settings is base), None)
     base_or_usual = PRESETS[usual] if base is None else base
-    asked = {**base_or_usual, "out_dir": usual_out_dir(base_or_usual, explicit.get("dataset")), **explicit}
+    dataset = coerced("dataset", explicit.get("dataset"), str | None, ())  # a file may say true
+    asked = {**base_or_usual, "out_dir": usual_out_dir(base_or_usual, dataset), **explicit}
     weights = asked.get("init_from", "scratch")
     if weights == "resume":
         if base is None and not {"out_dir", "dataset"} & explicit.keys():

@@ -146,6 +146,7 @@ def test_mistakes_are_named(argv, message):
         ("n_heads = 4", "there is no setting n_heads; did you mean n_head?"),
         ("n_layer = ", "is not TOML"),
         ('n_layer = "4"', "n_layer='4' is a str; give a int"),
+        ("dataset = true", "dataset=True is a bool; give a str"),
         ("n_layer = [4]", "is a list"),
         ('preset = "gpt5"', "no preset 'gpt5'"),
         ("preset = 5", "no preset 5"),
