@@ -17,7 +17,7 @@ from nanogpt_jax.weights import loading
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint
 from tests.helpers.foreign import NANOGPT, TEXT, VOCABULARY, Lab, nothing_written
 from tests.helpers.refusals import refusal
-from tests.helpers.states import state_of
+from tests.helpers.states import assert_same_bits, state_of
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -91,3 +91,14 @@ class TestStartingFromWeights:
         other = dataclasses.replace(settings, data_dir=str(tmp_path / "data"))
         assert f"has {VOCABULARY + 1} tokens where the weights in" in refusal(loop.train, other)
         assert "another tokenizer" in refusal(loop.train, dataclasses.replace(other, init_from=str(lab.run)))
+
+
+def test_a_run_with_muon_goes_on_to_the_same_bits_and_has_no_equal_in_nanogpt(lab: Lab, tmp_path: Path) -> None:
+    whole, cut = (dataclasses.replace(lab.settings, optimizer="muon", out_dir=str(tmp_path / name)) for name in "ab")
+    loop.train(whole)
+    loop.train(dataclasses.replace(cut, max_iters=2))
+    loop.train(dataclasses.replace(cut, init_from="resume"), {"max_iters": 3})
+    assert_same_bits(state_of(tmp_path / "b"), state_of(tmp_path / "a"))
+    with nothing_written(tmp_path):
+        said = refusal(convert.main, [str(tmp_path / "a"), str(tmp_path / "ckpt.pt")])
+    assert "optimizer=muon in" in said and "has no equal in nanoGPT, which has AdamW alone; convert to hf" in said
