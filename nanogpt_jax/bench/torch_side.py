@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nanogpt_jax.bench.side import Unavailable
 from nanogpt_jax.compare.torch_training import adamw, learning_rate, nanogpt_model
 from nanogpt_jax.core.config import Settings
+from nanogpt_jax.data.tokenizer import token_type
 
 _RANDOM_TOKENS = 1 << 18
 
@@ -235,7 +236,7 @@ def _tokens(spec: Mapping[str, Any]) -> np.ndarray:
     if spec["tokens"] is not None:
         return np.memmap(spec["tokens"], np.dtype("<u2"), "r")
     length = max(_RANDOM_TOKENS, 2 * spec["settings"]["block_size"])
-    return np.random.default_rng(0).integers(spec["vocab_size"], size=length, dtype=np.uint16)
+    return np.random.default_rng(0).integers(spec["vocab_size"], size=length, dtype=token_type(spec["vocab_size"]))
 
 
 def _device(spec: Mapping[str, Any]) -> str:

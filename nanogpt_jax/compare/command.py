@@ -29,6 +29,7 @@ from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.data.dataset import TokenFile, open_tokens, random_batch
 from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.prepared import load_meta
+from nanogpt_jax.data.tokenizer import token_type
 from nanogpt_jax.run import reports
 from nanogpt_jax.run.accelerator import describe, use_accelerator
 from nanogpt_jax.run.build import build_model
@@ -142,13 +143,13 @@ def open_data(settings: Settings) -> Data:
     if is_file(folder / "meta.json"):
         meta = load_meta(folder)
         path, sizes = folder / "train.bin", (meta.vocab_size, settings.block_size, meta.train_tokens)
-        file = open_tokens(path, *sizes, meta.shards("train"))
+        file = open_tokens(path, *sizes, meta.shards("train"), meta.dtype)
         return Data(file, str(folder))
     vocab_size = settings.vocab_size or 65
     chances = 1 / np.arange(1, vocab_size + 1)  # Zipf's law, so that there is something to learn
     draw = np.random.Generator(np.random.Philox(settings.seed))
     tokens = draw.choice(vocab_size, size=max(1 << 18, 2 * settings.block_size), p=chances / chances.sum())
-    file = TokenFile(tokens.astype("<u2"), Path("random tokens"), vocab_size)
+    file = TokenFile(tokens.astype(token_type(vocab_size)), Path("random tokens"), vocab_size)
     return Data(file, f"random tokens ({folder} is not prepared)")
 
 

@@ -24,7 +24,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
 KERNELS = ("auto", "xla", "cudnn", "splash")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-MAX_VOCAB_SIZE = 65_536  # token files hold uint16
+MAX_VOCAB_SIZE = 2**24  # float32 counts so many tokens one by one, as `top_k` does
 MAX_SEED = 2**32 - 1
 MAX_INT = 2**31 - 1  # counters on the devices are int32
 MAX_LAYERS = 10_000
@@ -41,7 +41,7 @@ class GPTConfig:
 
     Attributes:
         block_size: longest context, in tokens; rows of the position table.
-        vocab_size: rows of the token table; at most 65,536.
+        vocab_size: rows of the token table; at most 2^24.
         n_layer: number of blocks.
         n_head: attention heads in a block.
         n_embd: width of the residual stream; a multiple of `n_head` where `head_size` is None.
@@ -93,7 +93,7 @@ class GPTConfig:
             if getattr(self, name) is not None:
                 require_at_least(name, getattr(self, name), 1)
         require_32_bits(self)
-        require_at_most("vocab_size", self.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
+        require_at_most("vocab_size", self.vocab_size, MAX_VOCAB_SIZE, "what float32 can count")
         require_at_most("n_layer", self.n_layer, MAX_LAYERS, "each layer is compiled by itself")
         in_block = 2 * (self.n_head + self.kv_heads) * self.head_width + 2 * self.mlp_width
         parameters = self.n_embd * (self.vocab_size + self.block_size + self.n_layer * in_block)

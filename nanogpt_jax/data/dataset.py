@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt16
+from jaxtyping import Float32, Int64, UInt
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.data.commands import to_prepare
 from nanogpt_jax.data.files import refused
+from nanogpt_jax.data.tokenizer import TokenType
 
 _STREAMS = {"train": 0, "train_eval": 1, "val": 2}
 """Random streams that never meet: training batches, and the batches that estimate the loss on either split."""
@@ -34,26 +35,27 @@ class Shards:
     that ends the process.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], dtype: TokenType = "uint16") -> None:
         """Raises `OSError` if a file can't be opened, and `UserError` if one is not of whole tokens."""
-        self._paths = tuple(paths)
+        self._paths, self._dtype = tuple(paths), np.dtype(dtype).newbyteorder("<")
+        each = self._dtype.itemsize
         self._files, sizes = [], []
         for path in self._paths:
             self._files.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
             weakref.finalize(self, os.close, self._files[-1])
             sizes.append(os.fstat(self._files[-1]).st_size)
-            if sizes[-1] == 0 or sizes[-1] % 2:
-                raise _damaged(path, sizes[-1], "an even number of bytes, at least two,")
-        self._ends = list(itertools.accumulate(size // 2 for size in sizes))
+            if sizes[-1] == 0 or sizes[-1] % each:
+                raise _damaged(path, sizes[-1], f"{each} bytes for every token ({dtype}), and one token at least,")
+        self._ends = list(itertools.accumulate(size // each for size in sizes))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, part: slice) -> UInt16[np.ndarray, " N"]:
+    def __getitem__(self, part: slice) -> UInt[np.ndarray, " N"]:
         """Tokens of a slice without a step. Raises `UserError` if a file has become shorter."""
         start, stop, _ = part.indices(len(self))
         if stop <= start:
-            return np.zeros(0, np.uint16)
+            return np.zeros(0, self._dtype)
         shard = bisect.bisect_right(self._ends, start)
         if stop <= self._ends[shard]:
             return self._read(shard, start, stop)
@@ -63,54 +65,61 @@ class Shards:
             start, shard = self._ends[shard], shard + 1
         return np.concatenate(pieces)
 
-    def _read(self, shard: int, start: int, stop: int) -> UInt16[np.ndarray, " {stop}-{start}"]:
+    def _read(self, shard: int, start: int, stop: int) -> UInt[np.ndarray, " {stop}-{start}"]:
         first = self._ends[shard - 1] if shard else 0
-        size, offset = 2 * (stop - start), 2 * (start - first)
+        each = self._dtype.itemsize
+        size, offset = each * (stop - start), each * (start - first)
         data = os.pread(self._files[shard], size, offset)
         while len(data) < size:  # one call gives 2 GiB at most
             more = os.pread(self._files[shard], size - len(data), offset + len(data))
             if not more:
-                was = 2 * (self._ends[shard] - first)
+                was = each * (self._ends[shard] - first)
                 found = os.fstat(self._files[shard]).st_size
                 raise UserError(
                     f"{self._paths[shard]} has {found:,} bytes where {was:,} were at the start; it was changed while "
                     "in use: prepare the data set again, then go on with --init_from=resume"
                 )
             data += more
-        return np.frombuffer(data, np.dtype("<u2"))
+        return np.frombuffer(data, self._dtype)
 
 
 class TokenFile(NamedTuple):
     """One split: its tokens, where they came from, and how many different ones there may be."""
 
-    tokens: Shards | UInt16[np.ndarray, " N"]
+    tokens: Shards | UInt[np.ndarray, " N"]
     path: Path
     vocab_size: int
 
 
 def open_tokens(
-    path: Path, vocab_size: int, block_size: int, expected: int | None = None, shards: Sequence[str] = ()
+    path: Path,
+    vocab_size: int,
+    block_size: int,
+    expected: int | None = None,
+    shards: Sequence[str] = (),
+    dtype: TokenType = "uint16",
 ) -> TokenFile:
-    """Open a file of little-endian uint16 tokens, nanoGPT's layout, or the `shards` beside it that it is cut into.
+    """Open a file of little-endian tokens, nanoGPT's layout, or the `shards` beside it that it is cut into.
 
     `expected` is the number of tokens it should hold, where that is known. Raises `UserError` if a file is missing,
     cut short, too short for one window of `block_size` + 1 tokens, or holds a token outside the vocabulary.
     """
     paths = [path.parent / name for name in shards] or [path]
+    each = np.dtype(dtype).itemsize
+    wanted = None if expected is None else f"{each * expected:,} bytes ({expected:,} tokens of {dtype})"
     try:
-        tokens = Shards(paths)
-        if expected is not None and len(tokens) != expected:
-            raise _damaged(_named(paths), 2 * len(tokens), f"{2 * expected:,} bytes ({expected:,} tokens)")
+        tokens = Shards(paths, dtype)
+        if wanted is not None and len(tokens) != expected:
+            raise _damaged(_named(paths), each * len(tokens), wanted)
     except OSError as error:
         at = error.filename or path
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             raise UserError(f"{at} is missing; prepare the data set again: {to_prepare(path.parent)}") from error
         raise refused(at, error, "read") from error
     except UserError:
-        if expected is None:
+        if wanted is None:
             raise
-        size = sum(os.path.getsize(each) for each in paths)
-        raise _damaged(_named(paths), size, f"{2 * expected:,} bytes ({expected:,} tokens)") from None
+        raise _damaged(_named(paths), sum(map(os.path.getsize, paths)), wanted) from None
     if len(tokens) <= block_size:
         short = f"block_size={block_size} does not fit {_named(paths)}, which has {len(tokens):,} token"
         if len(tokens) == 1:
@@ -196,14 +205,15 @@ def digest(file: TokenFile) -> str:
     made = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=16)
     starts = range(0, number, _CHUNK)
     for start in starts[:: -(-len(starts) // _CHUNKS_DIGESTED)]:
-        made.update(np.ascontiguousarray(file.tokens[start : start + _CHUNK], "<u2").data)
+        tokens = file.tokens[start : start + _CHUNK]
+        made.update(np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("<")).data)
     return made.hexdigest()
 
 
 _CHUNKS_DIGESTED = 32
 
 
-def _check_vocabulary(file: TokenFile, tokens: UInt16[np.ndarray, ...], start: int | None) -> None:
+def _check_vocabulary(file: TokenFile, tokens: UInt[np.ndarray, ...], start: int | None) -> None:
     """Refuse tokens outside the vocabulary, which an embedding would silently take for the last one."""
     if tokens.size and tokens.max() >= file.vocab_size:
         where = "" if start is None else f" at position {start + int(np.argmax(tokens >= file.vocab_size)):,}"

@@ -20,6 +20,7 @@ from nanogpt_jax.data.tokenizer import (
     GPT2Tokenizer,
     TokenIds,
     Tokenizer,
+    token_type,
     word_cut,
 )
 from nanogpt_jax.data.unknown import listed, rescue, unknown_characters
@@ -84,7 +85,7 @@ def encode(
             )
     else:
         made = tokenizer
-        require_at_most("vocab_size", made.vocab_size, MAX_VOCAB_SIZE, "tokens are stored in 16 bits")
+        require_at_most("vocab_size", made.vocab_size, MAX_VOCAB_SIZE, "what float32 can count")
     table = _table(made, found, unknown, what, remarks)
     end = made.eot_token
 
@@ -94,9 +95,9 @@ def encode(
             ids = made.encode_ordinary(text.translate(table) if table else text)
         except UserError as error:
             raise UserError(f"{part.name}: {error}" if part.name else str(error)) from None
-        return part.split, ids if end is None or not part.ends else np.append(ids, np.uint16(end)).astype(
-            np.uint16, copy=False
-        )
+        if end is not None and part.ends:
+            ids = np.append(ids, end).astype(token_type(made.vocab_size))
+        return part.split, ids
 
     def all_encoded() -> Iterator[tuple[Split, TokenIds]]:
         empty: set[Split] = {"train", "val"}
@@ -153,7 +154,7 @@ def _bpe_size(tokenizer: str) -> int | None:
     kind, _, size = tokenizer.partition(":")
     least = BPETokenizer.MIN_VOCAB_SIZE
     if kind != "bpe" or not (
-        size.isascii() and size.isdigit() and len(size) < 7 and least <= int(size) <= MAX_VOCAB_SIZE
+        size.isascii() and size.isdigit() and len(size) < 9 and least <= int(size) <= MAX_VOCAB_SIZE
     ):
         raise UserError(
             f"tokenizer={tokenizer} is not char, gpt2 or bpe:SIZE, SIZE from {least} to {MAX_VOCAB_SIZE}; choose one"

@@ -17,17 +17,23 @@ import numpy.typing as npt
 
 from nanogpt_jax.core.config import MAX_VOCAB_SIZE
 from nanogpt_jax.core.errors import UserError, in_short
-from nanogpt_jax.data.tokenizer import TokenIds, byte_alphabet, checked_ids, require_unicode, shown, word_cut
+from nanogpt_jax.data.tokenizer import (
+    TokenIds,
+    byte_alphabet,
+    checked_ids,
+    require_unicode,
+    shown,
+    token_type,
+    word_cut,
+)
 
-MOST_TOKENS = 1 << 20
 GPT2_WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 class HFTokenizer:
     """A tokenizer as `tokenizer.json` describes it, whatever its kind; `encode` gives the ids that transformers gives.
 
-    So a prompt begins with a token of its own where the document asks for one. Ids are uint32 where the vocabulary is
-    larger than token files can hold.
+    So a prompt begins with a token of its own where the document asks for one.
     """
 
     def __init__(self, document: Any, end_of_text: str | None = None) -> None:
@@ -39,8 +45,10 @@ class HFTokenizer:
         self._document = document_of(self._library)
         ids = self._library.get_vocab(with_added_tokens=True)
         self.vocab_size = max(ids.values(), default=-1) + 1
-        if not 1 <= self.vocab_size <= MOST_TOKENS:
-            raise UserError(f"tokenizer.json has {self.vocab_size:,} tokens, outside 1 to {MOST_TOKENS:,}; get it anew")
+        if not 1 <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise UserError(
+                f"tokenizer.json has {self.vocab_size:,} tokens, outside 1 to {MAX_VOCAB_SIZE:,}; get it anew"
+            )
         if end_of_text is not None and end_of_text not in ids:
             raise UserError(f"the end of text {shown(end_of_text)} is no token of tokenizer.json; get it anew")
         self._end_of_text = end_of_text
@@ -71,8 +79,7 @@ class HFTokenizer:
             ids = np.array(library.encode(text, add_special_tokens=add_special_tokens).ids, np.int64)
             if self._may_drop:
                 self._require_whole(text, library.encode(text, add_special_tokens=False).ids)
-        checked = checked_ids(ids, self.vocab_size)
-        return checked.astype(np.uint16) if self.vocab_size <= MAX_VOCAB_SIZE else checked.astype(np.uint32)
+        return checked_ids(ids, self.vocab_size).astype(token_type(self.vocab_size))
 
     def _require_whole(self, text: str, ids: list[int]) -> None:
         made = self.decode_bytes(ids)

@@ -1,7 +1,7 @@
 """A prepared data set on the disk: `train.bin`, `val.bin` and `meta.json`, written whole and read back.
 
-The token files are nanoGPT's, raw little-endian uint16; `meta.json` holds their sizes and the tokenizer, and is the
-seal: it is taken away first and put back last. Nothing here unpickles.
+The token files are nanoGPT's, raw little-endian uint16, or uint32 where a vocabulary needs it; `meta.json` holds their
+type, their sizes and the tokenizer, and is the seal: it is taken away first and put back last. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 
@@ -24,10 +24,10 @@ from nanogpt_jax.data.files import exists, is_file, refused, replace_when_whole
 from nanogpt_jax.data.pieces import Split
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.data.stored_tokenizer import tokenizer_from_json
-from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer, shown
+from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer, TokenType, shown, token_type
 
 LEAST_SHARD = 1024  # tokens; smaller ones would be thousands of open files
-LARGEST_META = 1 << 26  # bytes; 65,536 merges take a few million
+LARGEST_META = 1 << 28  # bytes; a vocabulary of 262,144 with its merges takes 43 million
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Meta:
     """
 
     vocab_size: int
-    dtype: str
+    dtype: TokenType
     train_tokens: int
     val_tokens: int
     tokenizer: dict[str, Any]
@@ -84,8 +84,8 @@ def load_meta(folder: Path) -> Meta:
         raise refuse(f"is not JSON ({in_short(error)})") from None
     if not isinstance(document, dict):
         raise refuse(f"holds {shown(document)} where an object belongs")
-    if document.get("dtype") != "uint16":
-        raise refuse(f"has dtype {shown(document.get('dtype'))} where uint16 belongs")
+    if document.get("dtype") not in get_args(TokenType):
+        raise refuse(f"has dtype {shown(document.get('dtype'))} where {' or '.join(get_args(TokenType))} belongs")
     for name, largest in (("vocab_size", MAX_VOCAB_SIZE), ("train_tokens", 2**63), ("val_tokens", 2**63)):
         value = document.get(name)
         if type(value) is not int or not 1 <= value <= largest:
@@ -126,12 +126,13 @@ def write_data_set(
         with undone_by_signals(forget), contextlib.ExitStack() as stack:
             # Files get their names in the reverse order, the seal last.
             seal = stack.enter_context(replace_when_whole(folder / "meta.json"))
-            splits = {split: _SplitFiles(folder, split, shard_tokens, stack) for split in ("val", "train")}
+            dtype = token_type(tokenizer.vocab_size)
+            splits = {split: _SplitFiles(folder, split, dtype, shard_tokens, stack) for split in ("val", "train")}
             for split, ids in parts:
                 splits[split].write(ids)
             sizes = (splits["train"].tokens, splits["val"].tokens)
             names = None if shard_tokens is None else {split: files.names for split, files in splits.items()}
-            meta = Meta(tokenizer.vocab_size, "uint16", *sizes, tokenizer.to_json(), names)
+            meta = Meta(tokenizer.vocab_size, dtype, *sizes, tokenizer.to_json(), names)
             seal.write(meta.to_bytes())
             for file in (seal, *splits["val"].files, *splits["train"].files):
                 file.flush()
@@ -148,26 +149,31 @@ def token_files(folder: Path, meta: Meta, split: str) -> list[Path]:
     return [folder / name for name in meta.shards(split) or (f"{split}.bin",)]
 
 
-def token_chunks(paths: Iterable[Path]) -> Iterator[TokenIds]:
-    """The tokens of files one after the other, a million at a time. Raises `UserError` for half a token."""
+def token_chunks(paths: Iterable[Path], dtype: TokenType) -> Iterator[TokenIds]:
+    """The tokens of files one after the other, a million at a time. Raises `UserError` for a part of a token."""
+    of_file = np.dtype(dtype).newbyteorder("<")
     for path in paths:
         with open(path, "rb") as file:
-            while data := file.read(_CHUNK):
-                if len(data) % 2:
+            while data := file.read(_CHUNK * of_file.itemsize):
+                if len(data) % of_file.itemsize:
                     raise UserError(
-                        f"{path} has an odd number of bytes and tokens have two; it is damaged, copy it again"
+                        f"{path} does not end with a whole token of {of_file.itemsize} bytes ({dtype}); it is damaged, "
+                        "copy it again"
                     )
-                yield np.frombuffer(data, "<u2").astype(np.uint16)
+                yield np.frombuffer(data, of_file).astype(dtype)
 
 
-_CHUNK = 1 << 21  # bytes
+_CHUNK = 1 << 20  # tokens
 
 
 class _SplitFiles:
     """A split being written: one file, or as many as it takes with `shard_tokens` tokens in each but the last."""
 
-    def __init__(self, folder: Path, split: str, shard_tokens: int | None, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, folder: Path, split: str, dtype: TokenType, shard_tokens: int | None, stack: contextlib.ExitStack
+    ) -> None:
         self._folder, self._split, self._shard_tokens, self._stack = folder, split, shard_tokens, stack
+        self._dtype = np.dtype(dtype).newbyteorder("<")
         self.tokens = 0
         self.names: list[str] = []
         self.files: list[IO[bytes]] = []
@@ -183,7 +189,7 @@ class _SplitFiles:
         self._append(ids)
 
     def _append(self, ids: TokenIds) -> None:
-        self.files[-1].write(ids.astype("<u2").tobytes())
+        self.files[-1].write(ids.astype(self._dtype).tobytes())
         self.tokens += len(ids)
 
     def _next(self) -> None:

@@ -1,7 +1,7 @@
 """Text to tokens and back: characters, GPT-2's BPE, and a BPE trained on the user's own text, behind one protocol.
 
 Nothing here touches a file or the network: GPT-2's ranks are handed in, and a tokenizer is written to and read from a
-JSON document that may come from anyone. Vocabularies end at 65,536 tokens, since token files hold uint16.
+JSON document that may come from anyone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,15 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-"""Of a vocabulary that token files can hold, uint16."""
+"""Of the type that `token_type` names for the vocabulary."""
+
+TokenType = Literal["uint16", "uint32"]
+"""How token files hold a token: little-endian in any case."""
+
+
+def token_type(vocab_size: int) -> TokenType:
+    """The type that holds the tokens of a vocabulary: nanoGPT's two bytes, or four where they can't tell all apart."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 @runtime_checkable
@@ -83,7 +91,7 @@ class CharTokenizer:
     eot_token = None
 
     def __init__(self, characters: Iterable[str]) -> None:
-        """Raises `UserError` unless there are 1 to 65,536 characters, all different."""
+        """Raises `UserError` unless there is at least one character, and all are different."""
         self.itos = list(characters)
         self.stoi = {character: i for i, character in enumerate(self.itos)}
         _require_distinct_characters(self.itos)
@@ -110,7 +118,7 @@ class CharTokenizer:
                 f"the character {text[position]!r} (U+{ord(text[position]):04X}) at position {position:,} is not among "
                 f"the {self.vocab_size:,} of the vocabulary; leave it out (--unknown=drop or --unknown=space)"
             )
-        return ids.astype(np.uint16)
+        return ids.astype(token_type(self.vocab_size))
 
     encode_ordinary = encode
 
@@ -156,7 +164,7 @@ class ByteBPE:
             ids = self._encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         except ValueError:  # its regex gives up after a million steps back, which only white space can ask for
             raise UserError("the text has a million characters of white space in a row; shorten them") from None
-        return ids.astype(np.uint16)
+        return ids.astype(token_type(self.vocab_size))
 
     def decode(self, ids: npt.ArrayLike) -> str:
         return self.decode_bytes(ids).decode(errors="replace")
@@ -201,7 +209,7 @@ class BPETokenizer(ByteBPE):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
-        """Learn up to `vocab_size` tokens (257 to 65,536) from pieces of text cut where `word_cut` says.
+        """Learn up to `vocab_size` tokens (257 to `MAX_VOCAB_SIZE`) from pieces of text cut where `word_cut` says.
 
         A pair must occur twice to be merged, so a short text gives fewer tokens. tokenizers reads 256 pieces ahead and
         takes time quadratic in the longest word: keep the pieces to some thousand characters.

@@ -117,7 +117,9 @@ def _open_data(settings: Settings) -> Data:
         hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
     meta = prepared.load_meta(folder)
     train, val = (
-        dataset.open_tokens(folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split))
+        dataset.open_tokens(
+            folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split), meta.dtype
+        )
         for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
     )
     return Data(train, val, meta.tokenizer, meta.vocab_size)

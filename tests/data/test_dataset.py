@@ -62,7 +62,10 @@ def write(path, tokens):
     ("damage", "message"),
     [
         (lambda p: p.unlink(), "train.bin is missing; prepare the data set again: "),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), r"1,999 bytes where 2,000 bytes \(1,000 tokens\) belong"),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:-1]),
+            r"1,999 bytes where 2,000 bytes \(1,000 tokens of uint16\) belong",
+        ),
         (lambda p: p.write_bytes(p.read_bytes()[:-2]), "1,998 bytes where 2,000 bytes"),
         (lambda p: p.write_bytes(b""), "0 bytes"),
         (lambda p: write(p, [*range(999), 65]), "token 998 at position 65, outside the vocabulary of 65"),

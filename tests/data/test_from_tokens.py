@@ -296,15 +296,12 @@ def test_a_data_set_named_by_its_path(here: Path, prepare: Callable[..., tuple])
 
 
 class Foreign(CharTokenizer):
-    """A tokenizer of another program: not one of ours, and of more tokens than two bytes tell apart."""
+    """A tokenizer of another program: not one of ours, and of more tokens than any model has."""
 
-    vocab_size = 70_000
-
-    def encode_ordinary(self, text: str) -> np.ndarray:
-        return super().encode(text).astype(np.uint32) + 69_000
+    vocab_size = 2**24 + 1
 
 
-def test_more_tokens_than_two_bytes_tell_apart_are_refused(here: Path) -> None:
-    with pytest.raises(UserError, match=r"70000 is larger than 65536 \(tokens are stored in 16 bits\)"):
+def test_more_tokens_than_any_model_has_are_refused(here: Path) -> None:
+    with pytest.raises(UserError, match=r"16777217 is larger than 16777216 \(what float32 can count\)"):
         prepare_text([Path("play.txt")], Path("set"), Foreign(sorted(set(TEXT))))
     assert not Path("set").exists()

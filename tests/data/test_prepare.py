@@ -135,7 +135,7 @@ class TestFailures:
         assert "play.txt" in refusal(prepare_text, [play], play)  # a file where the folder should be
 
     @pytest.mark.parametrize(
-        "tokenizer", ["", "bpe", "bpe:", "bpe:256", "bpe:65537", "bpe:1e3", "bpe:²", "word", "gpt2:9"]
+        "tokenizer", ["", "bpe", "bpe:", "bpe:256", "bpe:16777217", "bpe:1e3", "bpe:²", "word", "gpt2:9"]
     )
     def test_tokenizers_that_do_not_exist(self, play: Path, tokenizer: str) -> None:
         assert f"tokenizer={tokenizer}" in refusal(prepare_text, [play], play.parent / "set", tokenizer)

@@ -135,10 +135,13 @@ class TestCharTokenizer:
         message = refusal(CharTokenizer("abyz").encode, "aby" + stranger + "é")
         assert repr(stranger) in message and f"U+{ord(stranger):04X}" in message and "position 3" in message
 
-    def test_vocabularies_that_do_not_fit_are_refused(self) -> None:
+    def test_the_type_of_the_ids_is_as_small_as_the_vocabulary_allows(self) -> None:
         everything = [chr(i) for i in range(0x20000) if not 0xD800 <= i < 0xE000]
-        assert CharTokenizer(everything[:65_536]).vocab_size == 65_536
-        assert "65,537" in refusal(CharTokenizer, everything[:65_537])
+        for size, dtype in ((65_536, np.uint16), (65_537, np.uint32)):
+            ids = CharTokenizer(everything[:size]).encode(everything[size - 1])
+            assert ids.tolist() == [size - 1] and ids.dtype == dtype
+
+    def test_vocabularies_that_do_not_fit_are_refused(self) -> None:
         assert "bpe" in refusal(CharTokenizer, "")
         assert "'a' twice" in refusal(CharTokenizer, "aba")
         assert "'ab'" in refusal(CharTokenizer, ["ab"])
@@ -173,7 +176,7 @@ class TestBPETokenizer:
         assert bpe.eot_token not in bpe.encode_ordinary("a<|endoftext|>b")
         assert bpe.decode([bpe.eot_token]) == "<|endoftext|>"
 
-    @pytest.mark.parametrize("size", [-1, 0, 256, 65_537])
+    @pytest.mark.parametrize("size", [-1, 0, 256, 2**24 + 1])
     def test_sizes_out_of_range_are_refused(self, size: int) -> None:
         assert "257" in refusal(BPETokenizer.train, ["text"], size)
 
