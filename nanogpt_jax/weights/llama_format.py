@@ -18,10 +18,9 @@ from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.weights.state_dicts import (
     HEAD,
     StateDict,
-    bare,
     checked,
-    left_out,
     misfit,
+    normalized,
     require_values,
     same_bits,
     shapes_of,
@@ -40,6 +39,17 @@ _SIZES = {
     "n_embd": "hidden_size",
     "mlp_size": "intermediate_size",
 }
+# What the two classes take for what their files leave out.
+_USUAL: dict[str, dict[str, int]] = {
+    "llama": {
+        "vocab_size": 32_000, "max_position_embeddings": 2048, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "hidden_size": 4096, "intermediate_size": 11_008,
+    },
+    "qwen3": {
+        "vocab_size": 151_936, "max_position_embeddings": 32_768, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "hidden_size": 4096, "intermediate_size": 22_016, "head_dim": 128,
+    },
+}  # fmt: skip
 # What such a model may be told to do that this one does not; a file that leaves them out means the first of these.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -53,9 +63,11 @@ _SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_posit
 def config_of_llama(document: Mapping[str, Any]) -> GPTConfig:
     """The shape that the `config.json` of a Llama or Qwen3 describes, as transformers 4 writes it or as 5 does.
 
-    Raises `UserError` that names what such a model has and this one has not.
+    What it leaves out has the default of its class. Raises `UserError` that names what such a model has and this one
+    has not.
     """
     kind = document["model_type"]
+    document = {**_USUAL[kind], **document}
     for name, values in _FIXED.items():
         if document.get(name, values[0]) not in values:
             raise UserError(
@@ -92,9 +104,15 @@ def config_of_llama(document: Mapping[str, Any]) -> GPTConfig:
 
 def _rotation(document: Mapping[str, Any]) -> tuple[float, str | None]:
     """The base of the rotary frequencies, and their scaling as the setting `rope_scaling` has it."""
-    said = document.get("rope_parameters") or document.get("rope_scaling") or {}
+    where = "rope_scaling" if document.get("rope_scaling") else "rope_parameters"  # which is what transformers takes
+    said = document.get(where) or {}
     if not isinstance(said, Mapping):
-        raise UserError(f"rope_parameters={said!r} is no object of settings; get the file anew")
+        raise UserError(f"{where}={said!r} is no object of settings; get the file anew")
+    of_layers = [name for name, value in said.items() if isinstance(value, Mapping)]
+    if of_layers:
+        raise UserError(
+            f"{where} has {of_layers[0]!r} of its own, and this model turns alike in every layer; name another"
+        )
     theta = said.get("rope_theta", document.get("rope_theta", 10_000.0))
     theta = coerced("rope_theta", theta, float, ())
     kind = said.get("rope_type", said.get("type", "default"))
@@ -107,7 +125,7 @@ def _rotation(document: Mapping[str, Any]) -> tuple[float, str | None]:
             f"rope_type={kind!r} is not offered by this model, which has default and llama3; name a model of those"
         )
     numbers = [coerced(name, said.get(name), float, ()) for name in _SCALING]
-    return theta, "llama3:" + ",".join(f"{number:g}" for number in numbers)
+    return theta, "llama3:" + ",".join(repr(number).removesuffix(".0") for number in numbers)
 
 
 def kind_of(config: GPTConfig) -> str:
@@ -123,11 +141,19 @@ def kind_of(config: GPTConfig) -> str:
     if kind == "qwen3":
         only |= {"bias": (False,)}
     require_values(config, only, f"Hugging Face's {kind.capitalize()}")
+    if kind == "llama" and config.n_embd % config.n_head:
+        raise UserError(
+            f"n_embd={config.n_embd} is not a multiple of n_head={config.n_head}, as Hugging Face's Llama must have it "
+            "whatever its head_size; keep the model in the form it has"
+        )
     return kind
 
 
-def llama_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
-    """The `config.json` of the same model, as transformers 4 has it and 5 reads it. Raises as `kind_of`."""
+def llama_config_of(config: GPTConfig, begin: int | None = None, end: int | None = None) -> dict[str, Any]:
+    """The `config.json` of the same model, as transformers 4 has it and 5 reads it. Raises as `kind_of`.
+
+    `begin` and `end` are the tokens that begin and end a text, if there are such.
+    """
     kind = kind_of(config)
     scaling = None
     if config.rope_scaling is not None:
@@ -150,8 +176,8 @@ def llama_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[s
         "attention_dropout": config.dropout,
         **({"mlp_bias": config.bias} if kind == "llama" else {"use_sliding_window": False}),
         "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "bos_token_id": begin,
+        "eos_token_id": end,
         "dtype": "float32",
     }
 
@@ -173,12 +199,10 @@ def llama_state_dict_of(params: Params, config: GPTConfig) -> StateDict:
 def params_of_llama(state_dict: Mapping[str, np.ndarray], config: GPTConfig) -> Params:
     """The linen parameters that the tensors of a Llama or Qwen3 hold: the inverse of `llama_state_dict_of`.
 
-    As with `state_dicts.params_of` other types of numbers are made float32, and a tensor that is missing, too many or
-    of another shape is a `UserError` that names it.
+    As with `state_dicts.params_of` other types of numbers are made float32, wrappers' prefixes and names without
+    `model.` make no difference, and a tensor that is missing, too many or of another shape is a `UserError`.
     """
-    unused = {name for names in left_out(state_dict).values() for name in names}
-    there = {bare(name): value for name, value in state_dict.items() if name not in unused}
-    flat = {}
+    there, flat = normalized(state_dict, "model."), {}
     for path, shape in shapes_of(config).items():
         names, is_kernel = _names(path), path[-1] == "kernel"
         cuts = _cuts(config) if len(names) > 1 else []

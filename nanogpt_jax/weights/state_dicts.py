@@ -55,7 +55,7 @@ def params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig, layout: L
     where one is missing, too many, of another shape or not of floating point.
     """
     require_expressible(config, layout)
-    there = _normalized(state_dict)
+    there = normalized(state_dict, "transformer.")
     flat = {}
     for path, shape in shapes_of(config).items():
         name, transposed = name_of(path), _is_transposed(path, layout)
@@ -143,7 +143,7 @@ def _is_transposed(path: tuple[str, ...], layout: Layout) -> bool:
 
 def left_out(state_dict: Mapping[str, Any]) -> dict[str, list[str]]:
     """The tensors that `params_of` has no use for, in words -> their names."""
-    of = {name: bare(name) for name in state_dict}
+    of = {name: _bare(name) for name in state_dict}
     return {
         "what is of a head for another use": [name for name, plain in of.items() if _OTHER_HEAD.match(plain)],
         "causal masks, which the model makes itself": [name for name, plain in of.items() if _MASK.search(plain)],
@@ -151,20 +151,23 @@ def left_out(state_dict: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _normalized(state_dict: Mapping[str, np.ndarray]) -> StateDict:
-    """A copy with the names that GPT2LMHeadModel and nanoGPT's GPT give, and without what is `left_out`."""
+def normalized(state_dict: Mapping[str, np.ndarray], body: str) -> StateDict:
+    """A copy with the names that models with a head give, and without what is `left_out`.
+
+    `body` is what they put before the names of all but the head, and models without one leave out.
+    """
     unused = {name for names in left_out(state_dict).values() for name in names}
-    named = {bare(name): value for name, value in state_dict.items() if name not in unused}
+    named = {_bare(name): value for name, value in state_dict.items() if name not in unused}
     if len(named) + len(unused) < len(state_dict):
         raise UserError(
             "the weights have one tensor under two names, with a wrapper's prefix and without; get them anew"
         )
-    if not any(name.startswith("transformer.") for name in named):
-        named = {name if name == HEAD else f"transformer.{name}": value for name, value in named.items()}
+    if not any(name.startswith(body) for name in named):
+        named = {name if name == HEAD else body + name: value for name, value in named.items()}
     return named
 
 
-def bare(name: str) -> str:
+def _bare(name: str) -> str:
     """A tensor's name without what torch.compile and DistributedDataParallel put into it."""
     name = name.replace("_orig_mod.", "")
     while name.startswith("module."):

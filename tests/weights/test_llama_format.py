@@ -116,18 +116,55 @@ def test_config_json_of_transformers_4_and_5_mean_the_same() -> None:
     five = {name: value for name, value in four.items() if name not in ("rope_theta", "rope_scaling")}
     five["rope_parameters"] = {**four["rope_scaling"], "rope_theta": four["rope_theta"]}
     assert hf_format.gpt_config_of_hf(four) == hf_format.gpt_config_of_hf(five)
+    assert (
+        hf_format.gpt_config_of_hf(five | {"rope_scaling": {"rope_type": "default"}}).rope_scaling is None
+    )  # as there
     older = four | {"rope_scaling": {**four["rope_scaling"], "type": "llama3"}, "head_dim": None}
     del older["rope_scaling"]["rope_type"]
     assert hf_format.gpt_config_of_hf(older) == dataclasses.replace(scaled, head_size=None)
 
 
+def test_what_a_file_leaves_out_is_what_transformers_takes_it_for() -> None:
+    for kind, least in (("llama", {}), ("qwen3", {"num_key_value_heads": None})):
+        theirs = transformers.AutoConfig.for_model(kind, **least)
+        ours = hf_format.gpt_config_of_hf({"model_type": kind, "vocab_size": 61, **least})
+        assert (ours.block_size, ours.n_layer) == (theirs.max_position_embeddings, theirs.num_hidden_layers)
+        assert (ours.n_embd, ours.mlp_width, ours.n_head) == (theirs.hidden_size, theirs.intermediate_size, 32)
+        assert (ours.kv_heads, ours.head_width) == (theirs.num_key_value_heads, theirs.head_dim)
+        assert (ours.norm_epsilon, ours.rope_theta) == (theirs.rms_norm_eps, theirs.rope_parameters["rope_theta"])
+        assert (ours.bias, ours.tie_word_embeddings) == (theirs.attention_bias, theirs.tie_word_embeddings)
+    assert hf_format.gpt_config_of_hf({"model_type": "qwen3", "vocab_size": 61}).head_width == 128
+
+
+@pytest.mark.parametrize("factor", [32.0, 7.123456789, 1e6 + 1])
+def test_every_digit_of_a_scaling_is_kept(factor: float) -> None:
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 0.1, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 1_048_577
+    document = hf_format.hf_config_of(LLAMA) | {"rope_scaling": scaling}
+    assert hf_format.hf_config_of(hf_format.gpt_config_of_hf(document))["rope_scaling"] == scaling
+
+
+def test_what_programs_add_to_names_and_leave_out_makes_no_difference() -> None:
+    for config in (LLAMA, MODELS["smollm2"]):
+        params = random_params(config)
+        plain = hf_format.hf_state_dict_of(params, config)
+        for variant in (
+            {f"module._orig_mod.{name}": value for name, value in plain.items()},
+            {name.removeprefix("model."): value for name, value in plain.items()},  # of a LlamaModel without a head
+        ):
+            assert_same_bits(hf_format.hf_params_of(variant, config), params)
+        twice = {**plain, **{f"module.{name}": -value for name, value in plain.items()}}
+        assert "one tensor under two names" in refusal(hf_format.hf_params_of, twice, config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rope_parameters": {"full_attention": {}}}, "rope_parameters has 'full_attention' of its own"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not offered by this model"),
         ({"rope_parameters": {"type": "linear", "factor": 4.0}}, "rope_type='linear' is not offered"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "factor=None is a NoneType; give a float"),
-        ({"rope_scaling": "none"}, "rope_parameters='none' is no object"),
+        ({"rope_scaling": "none"}, "rope_scaling='none' is no object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not offered"),
         ({"use_sliding_window": True}, "use_sliding_window=True is not offered by this model, which has False alone"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'"),
@@ -153,6 +190,10 @@ def test_what_this_model_has_not_is_named(changes: Any, message: str) -> None:
         ({"activation": "relu2"}, "activation=relu2 has no equal in Hugging Face's Llama, which has swiglu alone"),
         ({"logit_softcap": 5.0}, "logit_softcap=5.0 has no equal in"),
         ({"qkv_bias": True}, "qkv_bias=True has no equal in Hugging Face's Llama"),
+        (
+            {"n_embd": 18, "head_size": 4},
+            "n_embd=18 is not a multiple of n_head=4, as Hugging Face's Llama must have it",
+        ),
         ({"qk_norm": True, "bias": True}, "bias=True has no equal in Hugging Face's Qwen3, which has False alone"),
     ],
 )
