@@ -42,18 +42,18 @@ from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_
 from nanogpt_jax.weights.loading import hf_tokenizer, located, nanogpt_tokenizer, open_which, stored_settings
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
 from nanogpt_jax.weights.saving import CheckpointWriter
-from nanogpt_jax.weights.tokenizer_files import write_tokenizer
+from nanogpt_jax.weights.tokenizer_files import begin_of, write_tokenizer
 
 Form = Literal["run", "hf", "nanogpt"]
 _WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 _DESCRIPTION = """\
-Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face GPT-2 folder. Weights stay as they are to
-the bit; between runs and nanoGPT, AdamW's moments and the place in training go along.
+Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face folder of a GPT-2, Llama or Qwen3.
+Weights stay as they are to the bit; between runs and nanoGPT, AdamW's moments and the place in training go along.
 
   {convert} nanoGPT/out/ckpt.pt out-x   go on: {train} --init_from=resume --out_dir=out-x
   {convert} out-x nanoGPT/out/ckpt.pt   go on there: python train.py --init_from=resume
-  {convert} out-x out-hf                load: GPT2LMHeadModel.from_pretrained("out-hf")
+  {convert} out-x out-hf                load: AutoModelForCausalLM.from_pretrained("out-hf")
   {convert} gpt2 out-x                  GPT-2 by its name, or a folder that holds it
 
 A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
@@ -196,7 +196,8 @@ def _write_hf(folder: Path, dst: str, snapshot: Snapshot) -> None:
             if snapshot.tokenizer != {"type": "gpt2"}:
                 raise
             why = f'AutoTokenizer.from_pretrained("gpt2") is its tokenizer ({in_short(error)})'
-    write_hf(folder, snapshot.config, snapshot.params, None if tokenizer is None else tokenizer.eot_token)
+    ends = (None, None) if tokenizer is None else (begin_of(tokenizer), tokenizer.eot_token)
+    write_hf(folder, snapshot.config, snapshot.params, *ends)
     if tokenizer is None:
         print(f"{dst} has no tokenizer.json: {why}", file=sys.stderr, flush=True)
     else:

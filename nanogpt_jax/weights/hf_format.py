@@ -83,13 +83,13 @@ def gpt_config_of_hf(document: Any) -> GPTConfig:
     )
 
 
-def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str, Any]:
+def hf_config_of(config: GPTConfig, begin: int | None = None, end: int | None = None) -> dict[str, Any]:
     """The `config.json` of the same model in Hugging Face's terms. Raises `UserError` if there is none.
 
-    `end_of_text` is the token that begins and ends a document, if the vocabulary has one.
+    `begin` and `end` are the tokens that begin and end a text, if there are such.
     """
     if config.position == "rope":
-        return llama_config_of(config, end_of_text)
+        return llama_config_of(config, begin, end)
     require_expressible(config, "hf")
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -107,8 +107,8 @@ def hf_config_of(config: GPTConfig, end_of_text: int | None = None) -> dict[str,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "bos_token_id": begin,
+        "eos_token_id": end,
         "dtype": "float32",
     }
 
@@ -151,7 +151,8 @@ def _is_of_a_model(config: Path) -> bool:
 
 _WHOLE = "model.safetensors or pytorch_model.bin, whole or with its index"
 _SAVE_ANEW = (
-    "get its model.safetensors, or make one with transformers 4: GPT2LMHeadModel.from_pretrained(..., from_{}=True)"
+    "get its model.safetensors, or make one with transformers 4: "
+    "AutoModelForCausalLM.from_pretrained(..., from_{}=True)"
 )
 _LORA = "a LoRA adapter ({}) and no whole model; merge it with peft's merge_and_unload() and save that"
 # What else a folder of weights may hold, and what to do then.
@@ -167,7 +168,7 @@ _UNREAD = {
 
 
 def read_hf_config(folder: Path) -> GPTConfig:
-    """The shape of the model in a Hugging Face folder. Raises `UserError` if it is not a GPT-2 of that kind."""
+    """The shape of the model in a Hugging Face folder. Raises `UserError` if it is of none of the kinds read here."""
     path = folder / "config.json"
     with reading(path):
         return gpt_config_of_hf(read_json(path))
@@ -201,12 +202,12 @@ def read_hf_params(folder: Path, config: GPTConfig) -> Params:
     raise UserError(f"{folder} has no weights ({_WHOLE}); get all of its files")
 
 
-def write_hf(folder: Path, config: GPTConfig, params: Params, end_of_text: int | None = None) -> None:
+def write_hf(folder: Path, config: GPTConfig, params: Params, begin: int | None = None, end: int | None = None) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, as `from_pretrained` reads them; see `hf_config_of`.
 
-    Raises `UserError`, with nothing written, for a model that Hugging Face's GPT-2 cannot express.
+    Raises `UserError`, with nothing written, for a model that none of Hugging Face's classes can express.
     """
-    document = hf_config_of(config, end_of_text)
+    document = hf_config_of(config, begin, end)
     state_dict = hf_state_dict_of(params, config)
     if config.tie_word_embeddings:
         del state_dict[HEAD]

@@ -39,8 +39,9 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
     """The tokenizer of the model in `folder`, whose token table has `rows`, as our JSON; None where it has none.
 
     It is in `tokenizer.json`, or else in `vocab.json` and `merges.txt`; `tokenizer_config.json`, `added_tokens.json`
-    and `special_tokens_map.json` add to it. Added tokens beyond the table are left out, and said to be. Raises
-    `UserError` for files that are damaged or cannot be read, and for a vocabulary larger than the table.
+    and `special_tokens_map.json` add to it; where none names the end of text, `config.json` may, by its number. Added
+    tokens beyond the table are left out, and said to be. Raises `UserError` for files that are damaged or cannot be
+    read, and for a vocabulary larger than the table.
     """
     if not any(exists(folder / name) for name in (DOCUMENT, *_OTHERS)):
         return None
@@ -53,23 +54,29 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
         if not exists(folder / DOCUMENT):
             _add_ends(library, config, named)  # tokenizer.json says itself what every text begins and ends with
         document = _within(document_of(library), rows, folder)
-        end = _content(named.get("eos_token")) or END_OF_TEXT
+        end = _content(named.get("eos_token")) or _numbered_end(folder, document) or END_OF_TEXT
         return recognized(document, end if opened(document).token_to_id(end) is not None else None)
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
     """Write the files from which `AutoTokenizer` makes a tokenizer that gives the same ids."""
-    end = None if tokenizer.eot_token is None else tokenizer.decode([tokenizer.eot_token])
+    ends = {"bos_token": begin_of(tokenizer), "eos_token": tokenizer.eot_token}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # which takes tokenizer.json as it is
         "clean_up_tokenization_spaces": False,
         "model_max_length": block_size,
-        **({} if end is None else {"bos_token": end, "eos_token": end}),
+        **{name: tokenizer.decode([token]) for name, token in ends.items() if token is not None},
     }
     for name, content in ((DOCUMENT, hf_document(tokenizer)), (CONFIG, config)):
         with replace_when_whole(folder / name, "w") as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
             file.write("\n")
+
+
+def begin_of(tokenizer: Tokenizer) -> int | None:
+    """The token that begins a text, if there is one: what the tokenizer puts there, or else what stands between two."""
+    of_nothing = tokenizer.encode("")
+    return int(of_nothing[0]) if of_nothing.size > tokenizer.encode_ordinary("").size else tokenizer.eot_token
 
 
 def hf_document(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -241,6 +248,13 @@ def _add_ends(library: Any, config: dict[str, Any], named: dict[str, Any]) -> No
     library.post_processor = processors.TemplateProcessing(
         single=[*before, "$A", *after], special_tokens=list(dict.fromkeys(ends.values()))
     )
+
+
+def _numbered_end(folder: Path, document: dict[str, Any]) -> str | None:
+    """The special token that the model's `config.json` says texts end with; the first, where it has several."""
+    numbers = _object(folder / "config.json").get("eos_token_id")
+    special = {token["id"]: token["content"] for token in document["added_tokens"] if token["special"]}
+    return next((special[i] for i in (numbers if isinstance(numbers, list) else [numbers]) if i in special), None)
 
 
 def _content(token: Any) -> str | None:

@@ -22,7 +22,8 @@ from nanogpt_jax.data.prepare import prepare_text
 from nanogpt_jax.data.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from nanogpt_jax.data.unknown import unknown_characters
 from nanogpt_jax.weights.hf_format import write_hf
-from nanogpt_jax.weights.tokenizer_files import read_tokenizer, write_tokenizer
+from nanogpt_jax.weights.tokenizer_files import begin_of, read_tokenizer, write_tokenizer
+from tests.helpers.foreign import random_params
 from tests.helpers.german import GERMAN, german, save_tokens
 from tests.helpers.refusals import refusal
 
@@ -55,7 +56,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     config = GPTConfig(block_size=8, vocab_size=made.vocab_size, n_layer=1, n_head=1, n_embd=4)
     shapes = jax.eval_shape(lambda: init_params(GPT(config), 0))
-    write_hf(folder, config, jax.tree.map(lambda p: np.zeros(p.shape, np.float32), shapes), made.eot_token)
+    params = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), shapes)
+    write_hf(folder, config, params, made.eot_token, made.eot_token)
     write_tokenizer(folder, made, config.block_size)
     return made, transformers.AutoTokenizer.from_pretrained(folder), folder
 
@@ -150,6 +152,32 @@ class TestOtherKinds:
             whole = tokenizer.decode_bytes(ids).decode(errors="replace")
             assert whole.removeprefix("<s>").lstrip() == tokenizer.decode(ids).removeprefix("<s>").lstrip()
             assert b"".join(tokenizer.decode_bytes([i]) for i in ids) == tokenizer.decode_bytes(ids)
+
+    @pytest.mark.parametrize(("make", "begin", "end"), [(llama, "<s>", "</s>"), (qwen, END_OF_TEXT, END_OF_TEXT)])
+    def test_what_begins_and_ends_a_text_goes_along(
+        self, make: Callable[[], Any], begin: str, end: str, tmp_path: Path
+    ) -> None:
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=make(), eos_token=end)
+        fast.save_pretrained(tmp_path)
+        tokenizer = prepared.load_tokenizer(read_tokenizer(tmp_path, len(fast)))
+        config = GPTConfig(
+            block_size=8, vocab_size=len(fast), n_layer=1, n_head=1, n_embd=4, bias=False, position="rope", norm="rms",
+            activation="swiglu",
+        )  # fmt: skip
+        write_hf(tmp_path, config, random_params(config), begin_of(tokenizer), tokenizer.eot_token)
+        write_tokenizer(tmp_path, tokenizer, config.block_size)
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert (theirs.bos_token, theirs.eos_token) == (begin, end)
+        assert theirs("der Garten")["input_ids"] == tokenizer.encode("der Garten").tolist()
+        generating = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).generation_config
+        assert (generating.bos_token_id, generating.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+
+    @pytest.mark.parametrize(("said", "meant"), [(2, "</s>"), ([9999, 2, 1], "</s>"), (5, None), (None, None)])
+    def test_config_json_may_say_by_its_number_what_ends_a_text(self, said: Any, meant: Any, tmp_path: Path) -> None:
+        made = llama()
+        made.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": said}))
+        assert read_tokenizer(tmp_path, made.get_vocab_size())["end_of_text"] == meant
 
     def test_a_vocabulary_beyond_sixteen_bits_is_not_cut_to_them(self, tmp_path: Path) -> None:
         german(70_000).save(str(tmp_path / "tokenizer.json"))
