@@ -7,7 +7,7 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanogpt_jax.core.config import PRETRAINED
@@ -20,10 +20,9 @@ HOMES = {name: f"openai-community/{name}" for name in PRETRAINED} | {"distilgpt2
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model",
-)  # fmt: skip
+# Of a tokenizer. What stands beside the vocabulary is fetched first, so that a cache which has that has all.
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def hub_name(source: str) -> str | None:
@@ -48,44 +47,49 @@ def hub_name(source: str) -> str | None:
 def fetched(name: str) -> Path:
     """The folder with the files of the model `name`: in Hugging Face's cache, or downloaded into it.
 
-    Raises `UserError` where it is not in the cache and cannot be had.
+    The cache may have been filled by a program that wanted the weights alone; then the tokenizer is fetched too, if it
+    can be had. Raises `UserError` where the model is not in the cache and cannot be had.
     """
-    from huggingface_hub import constants, get_session, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
-
     # It reports each of its attempts; what a user must know reaches them as an exception.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    home = HOMES.get(name, name)
-
-    def gathered(repository: str, extra: tuple[str, ...], local_files_only: bool = False) -> Path:
-        def get(file: str) -> Path:
-            return Path(hf_hub_download(repository, file, local_files_only=local_files_only))
-
-        config = get("config.json")
-        _get_weights(get, EntryNotFoundError)
-        for file in extra:
-            with contextlib.suppress(EntryNotFoundError):
-                get(file)
-        return config.parent
-
+    home, cached = HOMES.get(name, name), None
     for repository in dict.fromkeys((home, name)):
-        with contextlib.suppress(EntryNotFoundError):
-            return gathered(repository, (), local_files_only=True)
+        with contextlib.suppress(_Missing):
+            cached = _gathered(_getter(repository, in_cache=True))
+            break
+    if cached is not None and (name in PRETRAINED or any(exists(cached / file) for file in VOCABULARY)):
+        return cached
     print(f"fetching {home} from Hugging Face's hub", file=sys.stderr, flush=True)
+    try:
+        return _downloaded(name, home)
+    except UserError:
+        if cached is None:
+            raise
+        return cached
+
+
+def _downloaded(name: str, home: str) -> Path:
+    """The folder with the files of the model, as far as its repository `home` has them, each fetched if it is newer."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
     try:
         # One question first: without a network the downloads would ask for half a minute.
         get_session().head(constants.ENDPOINT, timeout=10)
-        return gathered(home, () if name in PRETRAINED else TOKENIZER)
-    except (GatedRepoError, RepositoryNotFoundError) as error:
+        return _gathered(_getter(home), () if name in PRETRAINED else (*BESIDE, *VOCABULARY))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{home} is behind a gate on Hugging Face's hub; accept its terms at {constants.ENDPOINT}/{home}, log in "
+            "with hf auth login, and try again"
+        ) from error
+    except RepositoryNotFoundError as error:
         raise UserError(
             f"there is no folder {name} here, and no model {home} on Hugging Face's hub that anyone may read "
             f"({type(error).__name__}); check the name, or name a folder"
         ) from error
-    except EntryNotFoundError as error:
-        raise UserError(
-            f"{home} on Hugging Face's hub has no weights that are read here ({', '.join(WEIGHTS[::2])}), or no "
-            "config.json; name another model"
-        ) from error
+    except _Missing as error:
+        what = f"weights that are read here ({', '.join(WEIGHTS[::2])})" if error.file == WEIGHTS[-1] else error.file
+        raise UserError(f"{home} on Hugging Face's hub has no {what}; name another model") from error
     except Exception as error:  # the hub and the network below it raise many kinds; to a user they all mean this
         here = "" if name in HOMES else f"there is no folder {name} here, and as a model's name "
         raise UserError(
@@ -94,12 +98,40 @@ def fetched(name: str) -> Path:
         ) from error
 
 
-def _get_weights(get: Callable[[str], Path], missing: type[Exception]) -> None:
-    """Get the weights in the first form there is: whole or in shards, safetensors or `.bin`. Raises `missing`."""
+class _Missing(Exception):
+    """A repository, or the cache of it, has no such file."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self.file = file
+
+
+def _getter(repository: str, in_cache: bool = False) -> Callable[[str], Path]:
+    """What gets a file of a repository, from the cache alone or else from the hub. It raises `_Missing`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def get(file: str) -> Path:
+        try:
+            return Path(hf_hub_download(repository, file, local_files_only=in_cache))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not in_cache:
+                raise ConnectionError(f"{file} did not come through") from error
+            raise _Missing(file) from error
+
+    return get
+
+
+def _gathered(get: Callable[[str], Path], more: Sequence[str] = ()) -> Path:
+    """Get `config.json`, the weights in the first form there is, and of `more` what there is; their folder.
+
+    The forms are safetensors and `.bin`, whole or in shards. Raises `_Missing`.
+    """
+    config = get("config.json")
     for file in WEIGHTS:
         try:
             path = get(file)
-        except missing:
+        except _Missing:
             if file == WEIGHTS[-1]:
                 raise
             continue
@@ -109,7 +141,11 @@ def _get_weights(get: Callable[[str], Path], missing: type[Exception]) -> None:
                 plain = sorted(shard for shard in shards if Path(shard).name == shard)
             for shard in plain:
                 get(shard)
-        return
+        break
+    for file in more:
+        with contextlib.suppress(_Missing):
+            get(file)
+    return config.parent
 
 
 def _bare(name: str) -> str:

@@ -21,7 +21,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def hub(folder: Path, cache: Path) -> Iterator[list[str]]:
     """While it is open, huggingface_hub asks this machine, and keeps what it gets in `cache`; the paths asked for.
 
-    The files of a model lie in `folder/OWNER/NAME`, those of a data set in `folder/datasets/OWNER/NAME`.
+    The files of a model lie in `folder/OWNER/NAME`, those of a data set in `folder/datasets/OWNER/NAME`. Where a file
+    `.gated` lies among them, nobody may read them.
     """
     asked: list[str] = []
 
@@ -51,6 +52,8 @@ def hub(folder: Path, cache: Path) -> Iterator[list[str]]:
             path = repository / name
             if not repository.is_dir():
                 return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+            if (repository / ".gated").exists():
+                return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
             if not path.is_file():
                 code = "EntryNotFound" if path.parent.is_dir() else "RepoNotFound"
                 return self.answer(404, b"", {"X-Error-Code": code, "X-Repo-Commit": COMMIT})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.helpers.states import assert_same_bits, state_of
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 
 def old_order(document: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +201,38 @@ class TestNames:
         for weights in (first, again):
             assert [w.tokenizer["type"] for w in weights] == ["gpt2", "gpt2", "hf"]
             assert [w.vocab_size for w in weights] == [50_257, 50_257, 300]
+
+    def test_what_stands_in_the_way_of_a_model_is_named(self, hub_folder: Path, tmp_path: Path) -> None:
+        german = hub_folder / "dbmdz" / "german-gpt2"
+        for name, lacks in (("gated", ""), ("bare", "config.json"), ("light", "model.safetensors"), ("torn", "")):
+            shutil.copytree(german, hub_folder / "some" / name, ignore=shutil.ignore_patterns(lacks))
+        (hub_folder / "some" / "gated" / ".gated").touch()
+        torn = hub_folder / "some" / "torn"
+        shards = {TABLE: "model-00001-of-00002.safetensors", HEAD: "model-00002-of-00002.safetensors"}
+        (torn / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+        (torn / "model.safetensors").rename(torn / shards[TABLE])
+        with hub(hub_folder, tmp_path / "cache"):
+            for name, said in (
+                (
+                    "some/gated",
+                    "some/gated is behind a gate on Hugging Face's hub; accept its terms at http://127.0.0.1",
+                ),
+                ("some/bare", "some/bare on Hugging Face's hub has no config.json; name another"),
+                ("some/light", "has no weights that are read here (model.safetensors, pytorch_model.bin); name"),
+                ("some/torn", "some/torn on Hugging Face's hub has no model-00002-of-00002.safetensors; name another"),
+            ):
+                assert said in refusal(loading.open_weights, name)
+
+    def test_a_cache_with_the_weights_alone_gets_the_tokenizer_too(self, hub_folder: Path, tmp_path: Path) -> None:
+        name, nowhere = "dbmdz/german-gpt2", at("http://127.0.0.1:9", tmp_path / "cache")
+        with hub(hub_folder, tmp_path / "cache"):
+            for file in ("config.json", "model.safetensors"):  # as AutoModelForCausalLM does
+                huggingface_hub.hf_hub_download(name, file, cache_dir=tmp_path / "cache")
+        with nowhere:
+            assert loading.open_weights(name).tokenizer is None
+        with hub(hub_folder, tmp_path / "cache") as asked:
+            assert loading.open_weights(name).tokenizer["type"] == "hf"
+            assert not any(line.startswith("GET") and "safetensors" in line for line in asked)
 
     @pytest.mark.parametrize(
         ("name", "meant"),
