@@ -27,13 +27,13 @@ from tests.helpers.foreign import (
     VOCABULARY,
     Lab,
     apply,
-    assert_same_bits,
     logits_of,
     nothing_written,
     random_params,
     state_dict_in,
 )
 from tests.helpers.refusals import refusal
+from tests.helpers.states import assert_same_bits
 
 LLAMA = GPTConfig(
     block_size=8, vocab_size=VOCABULARY, n_layer=2, n_head=4, n_embd=16, bias=False, activation="swiglu",
