@@ -104,6 +104,8 @@ def _interrupted(argv: list[str], at: float, within: float) -> str:
         late = process.poll()
         process.send_signal(signal.SIGABRT)  # say where you are
         where = process.communicate()[1]
+        if "Error processing line" in where:  # of the .pth file of an editable installation: `site` goes on after it
+            return "Python dropped before the first line of ours"
         return f"FAULT: did not end within {within:g} s, " + (
             f"nor in six times that:\n{where}"
             if late is None
