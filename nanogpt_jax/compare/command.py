@@ -46,6 +46,7 @@ _DESCRIPTION = f"""\
 Compare this project's numbers with PyTorch's: logits, loss, gradients, AdamW, schedule, greedy text, loss curves.
 
   {{compare}}                                the model of {DEFAULT_PRESET}, with Hugging Face's GPT-2
+  {{compare}} --position=rope --n_kv_head=2   its twin with rotary positions, with Llama; --qk_norm=True: Qwen3
   {{compare}} --reference=../nanoGPT         with the model.py of a nanoGPT checkout
   {{compare}} gpt2 --block_size=128 --batch_size=1 --gradient_accumulation_steps=1 --steps=2
   {{compare}} --dtype=bfloat16 --all --json=compare.json --plot=compare.png
@@ -64,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
     """The command: parse, build both sides, compare, and tell."""
     parser = settings_parser("compare", "[PRESET | FILE] [--name=value ...]", _DESCRIPTION)
     group = parser.add_argument_group("comparison")
-    group.add_argument("--reference", metavar="hf|DIR", help="Hugging Face's GPT-2, or a nanoGPT checkout ('hf')")
+    group.add_argument(
+        "--reference", metavar="hf|DIR", help="Hugging Face's model of these settings, or a nanoGPT checkout ('hf')"
+    )
     group.add_argument("--steps", type=int, metavar="INT", help="updates to compare (200)")
     group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, versions and settings here")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw both loss curves and their difference")
@@ -117,16 +120,16 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
     What the reference cannot express is set right where the user said nothing. Raises `UserError` where they did, or
     where another model would come of it.
     """
-    program = "Hugging Face's GPT-2" if reference == "hf" else "nanoGPT"
-    adapted: dict[str, Any] = {"dropout": 0.0, "init_from": "scratch"}  # dropout draws other numbers there than here
-    if reference == "hf":
-        adapted |= {"bias": True, "activation": "gelu_new"}
     plain = Settings(**{**base, "dtype": "float32", **explicit})
+    program, its_own = hf_counterpart(plain) if reference == "hf" else Counterpart("nanoGPT", {})
+    # Dropout draws other numbers there than here.
+    adapted: dict[str, Any] = {"dropout": 0.0, "init_from": "scratch", **its_own}
     settings = Settings(**{**vars(plain), **adapted, **explicit})
     if settings.dtype == "auto":
         settings = dataclasses.replace(settings, dtype="float32")
     config = settings.gpt_config(settings.vocab_size or 1)
-    needed = {"model": "gpt", "dropout": 0.0, "init_from": "scratch"} | ({"bias": True} if reference == "hf" else {})
+    needed = {"model": "gpt", "dropout": 0.0, "init_from": "scratch"}
+    needed |= {name: value for name, value in its_own.items() if name == "bias"}  # which require_expressible lets pass
     if config.has_qkv_bias != config.bias:
         needed["qkv_bias"] = None
     for name, value in needed.items():
@@ -135,6 +138,23 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
     require_expressible(config, "hf" if reference == "hf" else "nanogpt")
     changes = [f"{name}={value}" for name, value in adapted.items() if getattr(plain, name) != getattr(settings, name)]
     return settings, f"{', '.join(changes)} to agree with {program}" if changes else ""
+
+
+class Counterpart(NamedTuple):
+    """A model that ours is held against: its name, and settings that it has whatever is asked for."""
+
+    name: str
+    its_own: dict[str, Any]
+
+
+def hf_counterpart(settings: Settings) -> Counterpart:
+    """The model of Hugging Face's with the positions and the norm of queries and keys that the settings ask for."""
+    llama = {"position": "rope", "norm": "rms", "bias": False, "activation": "swiglu"}
+    if settings.qk_norm:
+        return Counterpart("Hugging Face's Qwen3", llama)
+    if settings.position == "rope":
+        return Counterpart("Hugging Face's Llama", llama)
+    return Counterpart("Hugging Face's GPT-2", {"bias": True, "activation": "gelu_new"})
 
 
 def open_data(settings: Settings) -> Data:
@@ -146,11 +166,22 @@ def open_data(settings: Settings) -> Data:
         file = open_tokens(path, *sizes, meta.shards("train"), meta.dtype)
         return Data(file, str(folder))
     vocab_size = settings.vocab_size or 65
-    chances = 1 / np.arange(1, vocab_size + 1)  # Zipf's law, so that there is something to learn
-    draw = np.random.Generator(np.random.Philox(settings.seed))
-    tokens = draw.choice(vocab_size, size=max(1 << 18, 2 * settings.block_size), p=chances / chances.sum())
+    tokens = random_tokens(vocab_size, max(1 << 18, 2 * settings.block_size), settings.seed)
     file = TokenFile(tokens.astype(token_type(vocab_size)), Path("random tokens"), vocab_size)
     return Data(file, f"random tokens ({folder} is not prepared)")
+
+
+def random_tokens(vocab_size: int, n: int, seed: int) -> np.ndarray:
+    """`n` tokens with something to learn for more than a few updates: half are drawn by Zipf's law, half count on.
+
+    Where frequencies are all there is, they are soon known; what is left of the gradient is noise, which Adam makes
+    updates of, and within 200 of them two runs that rounding alone tells apart have parted.
+    """
+    chances = 1 / np.arange(1, vocab_size + 1)
+    draw = np.random.Generator(np.random.Philox(seed))
+    drawn, at = draw.choice(vocab_size, size=n, p=chances / chances.sum()), np.arange(n)
+    start = np.maximum.accumulate(np.where(draw.random(n) < 0.5, at, 0))  # of the run that each belongs to
+    return (drawn[start] + at - start) % vocab_size
 
 
 def folded(rows: Sequence[Row]) -> list[Row]:

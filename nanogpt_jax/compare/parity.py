@@ -203,7 +203,8 @@ def compare(
             rows.append(_first_step_row(ours.parameters(), reference.parameters(), undecided, bound))
     losses[:, steps] = ours.gradients(last)[0], reference.gradients(last)[0]
     if steps > 1:
-        rows += _parameter_rows(steps, ours.parameters(), reference.parameters(), bounds.parameters)
+        keys_apart = settings.position == "learned"
+        rows += _parameter_rows(steps, ours.parameters(), reference.parameters(), bounds.parameters, keys_apart)
     rows.append(_series_row(f"loss after {steps} updates", losses[:, steps:], bounds.trained_loss, "batch", steps))
     rows.append(_series_row(LOSSES, losses, bounds.trained_loss, "batch"))
     rows.append(_series_row("learning rate of every update", np.stack(rates), bounds.learning_rates, "update"))
@@ -268,15 +269,15 @@ def _undecided(
     return {name: mask(name) for name in reference}
 
 
-def _parameter_rows(steps: int, ours: Params, reference: Params, tolerance: float) -> list[Row]:
-    """The parameters after the last update; the biases of keys are apart.
+def _parameter_rows(steps: int, ours: Params, reference: Params, tolerance: float, keys_apart: bool) -> list[Row]:
+    """The parameters after the last update; with learned positions the biases of keys are apart.
 
     Such a bias adds the same to all scores of a query, which softmax does not see: its gradient is zero, what is
     computed for it is rounding alone, and Adam walks wherever that points. No two programs agree on it, and nothing
-    depends on it.
+    depends on it. Where keys are turned by their positions, it is a parameter as any other.
     """
     ours, reference = flatten_dict(ours, sep="/"), flatten_dict(reference, sep="/")
-    packed = [name for name in reference if name.endswith("attn/c_attn/bias")]
+    packed = [name for name in reference if keys_apart and name.endswith("attn/c_attn/bias")]
     ours_keys, keys = ({name: np.split(side[name], 3)[1] for name in packed} for side in (ours, reference))
     for side in (ours, reference):
         side |= {name: np.concatenate(np.split(side[name], 3)[::2]) for name in packed}

@@ -1,4 +1,4 @@
-"""The PyTorch side of the comparison: Hugging Face's GPT-2 or a nanoGPT checkout, trained as nanoGPT trains.
+"""The PyTorch side of the comparison: a model of Hugging Face's or of a nanoGPT checkout, trained as nanoGPT trains.
 
 This module imports PyTorch, so it is imported late and by `command.py` alone.
 """
@@ -116,17 +116,19 @@ def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def hugging_face(config: GPTConfig, settings: Settings) -> TorchSide:
-    """`transformers.GPT2LMHeadModel`, built from a config: nothing is downloaded."""
+    """GPT-2, Llama or Qwen3 of `transformers`, as the config asks, built from it: nothing is downloaded."""
     import transformers
 
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(hf_config_of(config)))
+    document = hf_config_of(config)
+    [kind] = document["architectures"]
+    module = getattr(transformers, kind)(transformers.AutoConfig.for_model(**document))
 
     def forward(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = module(tokens, use_cache=False).logits
         return logits, mean_loss(logits, targets)
 
     return TorchSide(
-        f"Hugging Face GPT2LMHeadModel (transformers {transformers.__version__}, torch {torch.__version__})",
+        f"Hugging Face {kind} (transformers {transformers.__version__}, torch {torch.__version__})",
         module,
         forward,
         adamw(module, settings),
