@@ -24,7 +24,7 @@ from nanogpt_jax.bench.rounds import WorkerDied, kill_workers
 from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
-from nanogpt_jax.compare.command import open_data
+from nanogpt_jax.compare.command import Counterpart, hf_counterpart, open_data
 from nanogpt_jax.core.config import MAX_INT, Settings, require_at_least, require_at_most, require_choice
 from nanogpt_jax.core.decoding_weights import QUANTIZE, Quantize
 from nanogpt_jax.core.errors import UserError
@@ -171,8 +171,9 @@ def plan_of(
     for package in {"none": (), "torch": ("torch",), "hf": ("torch", "transformers")}[against]:
         reports.require_installed(package, f"--against={against}")
     base = PRESETS[DEFAULT_PRESET] if base is None else base
-    adapted = {"bias": True, "activation": "gelu_new"} if against == "hf" else {}
-    plain, settings = Settings(**{**base, **explicit}), Settings(**{**base, **adapted, **explicit})
+    plain = Settings(**{**base, **explicit})
+    program, adapted = hf_counterpart(plain) if against == "hf" else Counterpart("PyTorch", {})
+    settings = Settings(**{**base, **adapted, **explicit})
     _require_gpt(settings)
     require_at_least("block_size", settings.block_size, 2)
     data = open_data(settings)
@@ -181,7 +182,7 @@ def plan_of(
     if against == "hf":
         for name, value in adapted.items():
             if getattr(settings, name) != value:
-                raise UserError(f"{name}={getattr(settings, name)} is not what Hugging Face's GPT-2 has; leave it out")
+                raise UserError(f"{name}={getattr(settings, name)} is not what {program} has; leave it out")
         model_args = hf_config_of(config)
     elif against == "torch":
         model_args = nanogpt_model_args_of(config)
@@ -203,7 +204,7 @@ def plan_of(
         max_new_tokens=tokens,
         quantize=quantize,
     )
-    return plan, data.source, f"{', '.join(changes)} to agree with Hugging Face's GPT-2" if changes else ""
+    return plan, data.source, f"{', '.join(changes)} to agree with {program}" if changes else ""
 
 
 def _seconds(own: Mapping[str, Any]) -> float:

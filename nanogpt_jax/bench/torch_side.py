@@ -1,4 +1,4 @@
-"""The PyTorch side of the benchmark: nanoGPT's own model, one of ours in its manner, or Hugging Face's GPT-2.
+"""The PyTorch side of the benchmark: nanoGPT's own model, one of ours in its manner, or Hugging Face's.
 
 Imports PyTorch and not JAX, and leaves PyTorch's threads as it finds them.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_jax.bench.side import Unavailable
-from nanogpt_jax.compare.torch_training import adamw, learning_rate, nanogpt_model
+from nanogpt_jax.compare.torch_training import adamw, hf_model, learning_rate, nanogpt_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.data.tokenizer import token_type
 
@@ -142,10 +142,7 @@ def _program(spec: Mapping[str, Any], settings: Settings, device: str) -> Progra
 
 
 def _hugging_face(model_args: Mapping[str, Any], settings: Settings, device: str) -> Program:
-    import transformers
-
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config.from_dict(dict(model_args)))
-    module.to(device)  # type: ignore[arg-type]  # its decorator loses `self`
+    module = hf_model(model_args).to(device)
     module.generation_config.eos_token_id = None  # a random model must not stop early
 
     def loss(tokens: Tensor, targets: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ from nanogpt_jax.run.accelerator import describe, use_accelerator
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.presets import PRESETS
 from nanogpt_jax.run.reports import batch_in_words, model_in_words
-from nanogpt_jax.weights.state_dicts import require_expressible
+from nanogpt_jax.weights.hf_format import hf_config_of
+from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 
 MISSED = 1  # exit status
 DEFAULT_PRESET = "shakespeare_char_cpu"
@@ -128,20 +129,23 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
     if settings.dtype == "auto":
         settings = dataclasses.replace(settings, dtype="float32")
     config = settings.gpt_config(settings.vocab_size or 1)
-    needed = {"model": "gpt", "dropout": 0.0, "init_from": "scratch"}
-    needed |= {name: value for name, value in its_own.items() if name == "bias"}  # which require_expressible lets pass
+    needed: dict[str, Any] = {"model": "gpt", "dropout": 0.0, "init_from": "scratch"}
+    if its_own.get("bias"):
+        needed["bias"] = True  # a file lets zeros stand for biases that are not there, but they would learn
+    if "position" in its_own:
+        needed["position"] = its_own["position"]
     if config.has_qkv_bias != config.bias:
         needed["qkv_bias"] = None
     for name, value in needed.items():
         if (found := getattr(settings, name)) != value:
             raise UserError(f"{name}={found} cannot be compared with {program}; add --{name}={value}")
-    require_expressible(config, "hf" if reference == "hf" else "nanogpt")
+    (hf_config_of if reference == "hf" else nanogpt_model_args_of)(config)  # refuses what the other has not
     changes = [f"{name}={value}" for name, value in adapted.items() if getattr(plain, name) != getattr(settings, name)]
     return settings, f"{', '.join(changes)} to agree with {program}" if changes else ""
 
 
 class Counterpart(NamedTuple):
-    """A model that ours is held against: its name, and settings that it has whatever is asked for."""
+    """A model that ours is held against: its name, and settings that it has where nothing else is asked for."""
 
     name: str
     its_own: dict[str, Any]

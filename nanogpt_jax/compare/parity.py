@@ -203,8 +203,7 @@ def compare(
             rows.append(_first_step_row(ours.parameters(), reference.parameters(), undecided, bound))
     losses[:, steps] = ours.gradients(last)[0], reference.gradients(last)[0]
     if steps > 1:
-        keys_apart = settings.position == "learned"
-        rows += _parameter_rows(steps, ours.parameters(), reference.parameters(), bounds.parameters, keys_apart)
+        rows += _parameter_rows(steps, ours.parameters(), reference.parameters(), bounds.parameters, settings)
     rows.append(_series_row(f"loss after {steps} updates", losses[:, steps:], bounds.trained_loss, "batch", steps))
     rows.append(_series_row(LOSSES, losses, bounds.trained_loss, "batch"))
     rows.append(_series_row("learning rate of every update", np.stack(rates), bounds.learning_rates, "update"))
@@ -269,20 +268,23 @@ def _undecided(
     return {name: mask(name) for name in reference}
 
 
-def _parameter_rows(steps: int, ours: Params, reference: Params, tolerance: float, keys_apart: bool) -> list[Row]:
-    """The parameters after the last update; with learned positions the biases of keys are apart.
+def _parameter_rows(steps: int, ours: Params, reference: Params, tolerance: float, settings: Settings) -> list[Row]:
+    """The parameters after the last update; the biases of keys are apart.
 
     Such a bias adds the same to all scores of a query, which softmax does not see: its gradient is zero, what is
     computed for it is rounding alone, and Adam walks wherever that points. No two programs agree on it, and nothing
-    depends on it. Where keys are turned by their positions, it is a parameter as any other.
+    depends on it. Where keys are turned by their positions, that is so of the pairs that hardly turn within a block.
     """
     ours, reference = flatten_dict(ours, sep="/"), flatten_dict(reference, sep="/")
-    packed = [name for name in reference if keys_apart and name.endswith("attn/c_attn/bias")]
-    ours_keys, keys = ({name: np.split(side[name], 3)[1] for name in packed} for side in (ours, reference))
+    packed = [name for name in reference if name.endswith("attn/c_attn/bias")]
+    config = settings.gpt_config(settings.vocab_size or 1)
+    queries, keys = config.n_head * config.head_width, config.kv_heads * config.head_width
+    of_keys = np.s_[queries : queries + keys]
+    ours_keys, their_keys = ({name: side[name][of_keys] for name in packed} for side in (ours, reference))
     for side in (ours, reference):
-        side |= {name: np.concatenate(np.split(side[name], 3)[::2]) for name in packed}
+        side |= {name: np.delete(side[name], of_keys) for name in packed}
     rows = [_row(f"parameters after {steps} updates", ours, reference, tolerance)]
-    return rows + ([_row(f"biases of keys after {steps} updates", ours_keys, keys, None)] if packed else [])
+    return rows + ([_row(f"biases of keys after {steps} updates", ours_keys, their_keys, None)] if packed else [])
 
 
 def _with_names(loss: float, gradients: Params) -> tuple[float, dict[str, np.ndarray]]:

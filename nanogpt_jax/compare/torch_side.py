@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_jax.compare.parity import micro_batches
-from nanogpt_jax.compare.torch_training import adamw, learning_rate, nanogpt_model
+from nanogpt_jax.compare.torch_training import adamw, hf_model, learning_rate, nanogpt_model
 from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.train_step import Batch, Params
-from nanogpt_jax.weights.hf_format import hf_config_of
+from nanogpt_jax.weights.hf_format import hf_config_of, hf_params_of, hf_state_dict_of
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.weights.state_dicts import params_of, state_dict_of
 
@@ -119,21 +119,19 @@ def hugging_face(config: GPTConfig, settings: Settings) -> TorchSide:
     """GPT-2, Llama or Qwen3 of `transformers`, as the config asks, built from it: nothing is downloaded."""
     import transformers
 
-    document = hf_config_of(config)
-    [kind] = document["architectures"]
-    module = getattr(transformers, kind)(transformers.AutoConfig.for_model(**document))
+    module = hf_model(hf_config_of(config))
 
     def forward(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = module(tokens, use_cache=False).logits
         return logits, mean_loss(logits, targets)
 
     return TorchSide(
-        f"Hugging Face {kind} (transformers {transformers.__version__}, torch {torch.__version__})",
+        f"Hugging Face {type(module).__name__} (transformers {transformers.__version__}, torch {torch.__version__})",
         module,
         forward,
         adamw(module, settings),
-        lambda params: state_dict_of(params, config, "hf"),
-        lambda state_dict: params_of(state_dict, config, "hf"),
+        lambda params: hf_state_dict_of(params, config),
+        lambda state_dict: hf_params_of(state_dict, config),
         settings,
     )
 

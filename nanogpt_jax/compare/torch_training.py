@@ -1,4 +1,4 @@
-"""What every PyTorch side of ours trains with: nanoGPT's parameter groups, its schedule, and its own `model.py`.
+"""What every PyTorch side of ours trains with: nanoGPT's parameter groups, its schedule, and the models.
 
 This module imports PyTorch and not JAX, so that a process of the benchmark can hold the one without the other.
 """
@@ -44,6 +44,15 @@ def adamw(module: nn.Module, settings: Settings, *, fused: bool = False) -> torc
     ]
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=fused)
+
+
+def hf_model(document: Mapping[str, Any]) -> Any:
+    """The module of `transformers` that the document of a `config.json` describes, with random weights."""
+    import transformers
+
+    [kind] = document["architectures"]
+    model = getattr(transformers, kind)
+    return model(model.config_class.from_dict(dict(document)))
 
 
 def nanogpt_model(

@@ -167,6 +167,12 @@ def test_a_worker_that_dies_is_one_line(monkeypatch, capsys):
         (["train", "--reference=.", "--against=hf"], "reference=. is for --against=torch alone"),
         (["train", "bigram"], "model=bigram has nothing to measure"),
         (["train", "--activation=relu"], "activation=relu has no equal in nanoGPT"),
+        (["train", "--position=rope"], "position=rope has no equal in nanoGPT"),
+        (
+            ["train", "--against=hf", "--position=rope", "--norm=layer"],
+            "norm=layer is not what Hugging Face's Llama has",
+        ),
+        (["train", "--against=hf", "--qk_norm=True", "--logit_softcap=9"], "logit_softcap=9.0 has no equal in Hugging"),
         (["train", "--against=hf", "--bias=False"], "bias=False is not what Hugging Face's GPT-2 has"),
         (["train", "--plot=a.jpeg"], "plot=a.jpeg is of no known format"),
         (["train", "--json=tests"], "json=tests is a folder"),
@@ -217,8 +223,9 @@ def test_hugging_face_is_met_with_the_model_it_has():
 def spec_of(program, folder):
     """What a worker of PyTorch is told to build."""
     (folder / "model.py").write_text(CHECKOUT)
-    hf = program == "hf"
-    changes = {"bias": True, "activation": "gelu_new"} if hf else {}
+    hf = program in ("hf", "hf, a Llama")
+    llama = dict(position="rope", norm="rms", activation="swiglu", n_kv_head=1, tie_word_embeddings=False)
+    changes = {"hf": {"bias": True, "activation": "gelu_new"}, "hf, a Llama": llama}.get(program, {})
     settings = preset("shakespeare_char_cpu", gradient_accumulation_steps=2, **TINY, **changes)
     return {
         "settings": vars(settings),
@@ -236,7 +243,7 @@ def spec_of(program, folder):
     }
 
 
-@pytest.mark.parametrize("program", ["torch", "nanogpt", "hf"])
+@pytest.mark.parametrize("program", ["torch", "nanogpt", "hf", "hf, a Llama"])
 def test_every_program_of_pytorch_trains_and_draws_texts(program, tmp_path):
     """`Sampling.run` refuses a text of another shape than asked for."""
     spec = spec_of(program, tmp_path)

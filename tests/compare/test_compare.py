@@ -62,6 +62,33 @@ def test_it_holds_against_hugging_face_over_200_updates(command, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+LLAMA = ("--position=rope", "--n_kv_head=1", "--mlp_size=24", "--tie_word_embeddings=False")
+TIED = ("--position=rope", "--n_kv_head=1", "--rope_scaling=llama3:8,1,4,8", "--norm_epsilon=1e-6")
+QWEN = (
+    "--position=rope",
+    "--qk_norm=True",
+    "--n_head=4",
+    "--n_kv_head=2",
+    "--head_size=6",
+    "--mlp_size=20",
+    "--rope_theta=1e6",
+)
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "tensors"),
+    [(LLAMA, "Llama", 2 * 7 + 3), (TIED, "Llama", 2 * 7 + 2), (QWEN, "Qwen3", 2 * 9 + 2)],
+)
+def test_it_holds_against_the_model_that_the_settings_are_of(argv, kind, tensors, command, tmp_path):
+    status, out = command(*argv, "--steps=20", "--learning_rate=4e-3", "--warmup_iters=5", f"--json={tmp_path / 'x'}")
+    assert status == 0, out
+    assert f"Hugging Face {kind}ForCausalLM" in out
+    assert f"norm=rms, activation=swiglu to agree with Hugging Face's {kind}" in out
+    document = json.loads((tmp_path / "x").read_text())
+    assert len([row for row in document["rows"] if row["quantity"] == "gradient"]) == tensors
+    assert document["losses"]["here"][-1] < document["losses"]["here"][0] - 0.05, "little was learnt"
+
+
 def test_it_holds_against_a_nanogpt_checkout_with_accumulated_gradients(command, tmp_path):
     (tmp_path / "model.py").write_text("from tests.helpers.torch_twin import NanoConfig as GPTConfig, NanoGPT as GPT\n")
     status, out = command(f"--reference={tmp_path}", "--steps=3", "--gradient_accumulation_steps=2", "--all")
@@ -151,6 +178,22 @@ def test_a_missed_tolerance_is_exit_status_1(command, monkeypatch):
     assert "tolerances MISSED" in out and "| MISSED" in out
 
 
+@pytest.mark.parametrize(
+    ("argv", "wrong"),
+    [
+        (LLAMA, {"rope_theta": 100.0}),
+        (TIED, {"rope_scaling": None}),
+        (QWEN, {"rms_norm_eps": 1e-3}),
+    ],
+)
+def test_a_model_of_today_with_another_setting_is_found(argv, wrong, command, monkeypatch):
+    right = torch_side.hf_config_of
+    monkeypatch.setattr(torch_side, "hf_config_of", lambda *of: right(*of) | wrong)
+    status, out = command(*argv, "--steps=1")
+    assert status == 1, out
+    assert "| MISSED" in out
+
+
 @pytest.mark.parametrize(("value", "verdict"), [(0.5, "ok"), (1.5, "MISSED"), (float("nan"), "MISSED")])
 def test_a_verdict_is_of_a_number(value, verdict):
     assert Row("q", "", value, 9.0, 1.0).verdict == verdict
@@ -173,6 +216,13 @@ def test_without_the_extra_one_line_says_what_to_install(package, command, monke
         (["--dropout=0.1"], "dropout=0.1 cannot be compared with Hugging Face's GPT-2; add --dropout=0.0"),
         (["bigram"], "model=bigram cannot be compared with Hugging Face's GPT-2; add --model=gpt"),
         (["gpt_dev"], "qkv_bias=False cannot be compared with Hugging Face's GPT-2; add --qkv_bias=None"),
+        (["--norm=rms"], "norm=rms has no equal in Hugging Face's GPT-2"),
+        (["--position=rope", "--activation=relu2"], "activation=relu2 has no equal in Hugging Face's Llama"),
+        (["--position=rope", "--logit_softcap=30"], "logit_softcap=30.0 has no equal in Hugging Face's Llama"),
+        (["--qk_norm=True", "--position=learned"], "position=learned cannot be compared with Hugging Face's Qwen3"),
+        (["--qk_norm=True", "--bias=True"], "bias=True has no equal in Hugging Face's Qwen3"),
+        (["--position=rope", "--n_embd=18", "--n_head=4", "--head_size=4"], "n_embd=18 is not a multiple of n_head=4"),
+        (["--reference=.", "--position=rope"], "position=rope has no equal in nanoGPT"),
         (["--reference=.", "--activation=relu"], "activation=relu has no equal in nanoGPT"),
         (["--reference=nowhere"], "reference=nowhere is neither hf nor a folder with nanoGPT's model.py"),
         (["--steps=0"], "steps=0 is smaller than 1"),
