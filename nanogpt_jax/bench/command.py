@@ -175,6 +175,8 @@ def plan_of(
     program, adapted = hf_counterpart(plain) if against == "hf" else Counterpart("PyTorch", {})
     settings = Settings(**{**base, **adapted, **explicit})
     _require_gpt(settings)
+    if against != "none" and settings.optimizer != "adamw":
+        raise UserError(f"optimizer={settings.optimizer} is not what {program} trains with; add --optimizer=adamw")
     require_at_least("block_size", settings.block_size, 2)
     data = open_data(settings)
     config = settings.gpt_config(data.tokens.vocab_size)

@@ -124,12 +124,13 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
     plain = Settings(**{**base, "dtype": "float32", **explicit})
     program, its_own = hf_counterpart(plain) if reference == "hf" else Counterpart("nanoGPT", {})
     # Dropout draws other numbers there than here.
-    adapted: dict[str, Any] = {"dropout": 0.0, "init_from": "scratch", **its_own}
+    alike: dict[str, Any] = {"dropout": 0.0, "init_from": "scratch", "optimizer": "adamw", "schedule": "cosine"}
+    adapted = {**alike, **its_own}
     settings = Settings(**{**vars(plain), **adapted, **explicit})
     if settings.dtype == "auto":
         settings = dataclasses.replace(settings, dtype="float32")
     config = settings.gpt_config(settings.vocab_size or 1)
-    needed: dict[str, Any] = {"model": "gpt", "dropout": 0.0, "init_from": "scratch"}
+    needed = {"model": "gpt", **alike}
     if its_own.get("bias"):
         needed["bias"] = True  # a file lets zeros stand for biases that are not there, but they would learn
     if "position" in its_own:

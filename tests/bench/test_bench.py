@@ -167,6 +167,7 @@ def test_a_worker_that_dies_is_one_line(monkeypatch, capsys):
         (["train", "--reference=.", "--against=hf"], "reference=. is for --against=torch alone"),
         (["train", "bigram"], "model=bigram has nothing to measure"),
         (["train", "--activation=relu"], "activation=relu has no equal in nanoGPT"),
+        (["train", "--optimizer=muon"], "optimizer=muon is not what PyTorch trains with; add --optimizer=adamw"),
         (["train", "--position=rope"], "position=rope has no equal in nanoGPT"),
         (
             ["train", "--against=hf", "--position=rope", "--norm=layer"],

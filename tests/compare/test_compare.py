@@ -214,6 +214,8 @@ def test_without_the_extra_one_line_says_what_to_install(package, command, monke
     [
         (["--bias=False"], "bias=False cannot be compared with Hugging Face's GPT-2; add --bias=True"),
         (["--dropout=0.1"], "dropout=0.1 cannot be compared with Hugging Face's GPT-2; add --dropout=0.0"),
+        (["--optimizer=muon"], "optimizer=muon cannot be compared with Hugging Face's GPT-2; add --optimizer=adamw"),
+        (["--schedule=wsd"], "schedule=wsd cannot be compared with Hugging Face's GPT-2; add --schedule=cosine"),
         (["bigram"], "model=bigram cannot be compared with Hugging Face's GPT-2; add --model=gpt"),
         (["gpt_dev"], "qkv_bias=False cannot be compared with Hugging Face's GPT-2; add --qkv_bias=None"),
         (["--norm=rms"], "norm=rms has no equal in Hugging Face's GPT-2"),
