@@ -29,6 +29,9 @@ _MODERN = dict(
     position="rope", norm="rms", qk_norm=True, activation="relu2", proj_init_scale=0.0, tie_word_embeddings=False,
 )  # fmt: skip
 
+# Llama's blocks; a text of one's own in the tokens of the model has the name of the data set.
+_LLAMA = dict(_GPT2, position="rope", norm="rms", activation="swiglu", block_size=2048)
+
 # fmt: off
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "bigram": dict(_NOTEBOOK, out_dir="out-bigram", model="bigram", batch_size=32, block_size=8, max_iters=3000, eval_interval=300, learning_rate=1e-2),
@@ -42,6 +45,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "gpt2_medium": dict(_GPT2, out_dir="out-gpt2-medium", n_layer=24, n_head=16, n_embd=1024),
     "gpt2_large": dict(_GPT2, out_dir="out-gpt2-large", n_layer=36, n_head=20, n_embd=1280),
     "gpt2_xl": dict(_GPT2, out_dir="out-gpt2-xl", n_layer=48, n_head=25, n_embd=1600),
+    "smollm2_135m": dict(_LLAMA, out_dir="out-smollm2-135m", dataset="smollm2", vocab_size=49152, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, mlp_size=1536, rope_theta=1e5, batch_size=6),
+    "qwen3_0_6b": dict(_LLAMA, out_dir="out-qwen3-0.6b", dataset="qwen3", vocab_size=151936, n_layer=28, n_head=16, n_kv_head=8, head_size=128, n_embd=1024, mlp_size=3072, rope_theta=1e6, norm_epsilon=1e-6, qk_norm=True,
+                       batch_size=2, gradient_accumulation_steps=120, learning_rate=3e-4, min_lr=3e-5),
     "finetune_shakespeare": dict(out_dir="out-shakespeare", dataset="shakespeare", init_from="gpt2-xl", eval_interval=5, eval_iters=40, always_save_checkpoint=False,
                                  batch_size=1, gradient_accumulation_steps=32, max_iters=20, learning_rate=3e-5, decay_lr=False),
 }

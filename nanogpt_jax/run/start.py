@@ -134,10 +134,13 @@ def _prepare_if_missing(name: str, folder: Path) -> None:
 def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
     """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT.
 
-    A smaller `block_size` that is asked for stays too: the model is cropped to it. Raises `UserError` where anything
-    else that is asked for is not what the weights have.
+    A smaller `block_size` that is asked for stays too: the model is cropped to it. With rotary positions there is
+    nothing to crop, and a preset that has them may say how much to read. Raises `UserError` where anything else that is
+    asked for is not what the weights have.
     """
     shape = weights.settings | {"vocab_size": weights.vocab_size}
+    if settings.position == shape["position"] == "rope" and "block_size" not in given:
+        shape["block_size"] = min(settings.block_size, shape["block_size"])
     for name in sorted(shape.keys() & given):
         new, old = getattr(settings, name), shape[name]
         if name == "block_size" and new < old:

@@ -3,12 +3,15 @@
 import dataclasses
 from typing import get_args, get_type_hints
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.run.presets import PRESETS, preset
 
 
@@ -27,6 +30,14 @@ def test_presets_are_those_of_the_references():
     xl = preset("gpt2_xl")
     shape = (xl.n_layer, xl.n_head, xl.n_embd, xl.block_size, xl.gpt_config(50257).vocab_size)
     assert shape == (48, 25, 1600, 1024, 50304)
+
+
+def test_presets_of_models_of_today_have_as_many_parameters_as_those() -> None:
+    for name, parameters in (("smollm2_135m", 134_515_008), ("qwen3_0_6b", 596_049_920)):
+        model = GPT(preset(name).gpt_config(1))
+        shapes = jax.eval_shape(lambda model=model: init_params(model, 0))
+        assert sum(p.size for p in jax.tree.leaves(shapes)) == parameters
+        assert preset(name).tokens_per_iter == preset("gpt2").tokens_per_iter
 
 
 @pytest.mark.parametrize(

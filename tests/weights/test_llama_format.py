@@ -20,6 +20,7 @@ from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.run import loop
 from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.start import begun
 from nanogpt_jax.weights import hf_format, loading
 from tests.helpers.foreign import (
     GPT2,
@@ -220,6 +221,16 @@ def test_a_folder_that_disagrees_with_itself_is_refused(change: Any, message: st
     with nothing_written(tmp_path):
         said = refusal(convert.main, [str(folder), str(tmp_path / "out")])
     assert message in said and str(folder) in said
+
+
+def test_a_preset_with_rotary_positions_may_read_less_than_the_weights_can(lab: Lab, tmp_path: Path) -> None:
+    hf_format.write_hf(tmp_path, LLAMA, random_params(LLAMA))
+    asked = dataclasses.replace(lab.settings, init_from=str(tmp_path))
+    for changes, taken in (({"position": "rope", "block_size": 5}, 5), ({"position": "rope", "block_size": 9}, 8)):
+        assert begun(dataclasses.replace(asked, **changes), {}).settings.block_size == taken
+    assert begun(dataclasses.replace(asked, block_size=5), {}).settings.block_size == 8  # of another kind of preset
+    too_long = dataclasses.replace(asked, position="rope", block_size=9)
+    assert "block_size=9 does not fit" in refusal(begun, too_long, {"block_size": 9})
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "smollm2", "qwen3"])
