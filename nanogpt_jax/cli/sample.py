@@ -85,6 +85,7 @@ class SampleSettings(TextSettings):
     # fmt: off
     num_samples: int = setting(10, "text", "how many texts to draw")
     max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
+    stop: bool = setting(False, "text", "end a text where the model draws its end-of-text token")
     past_block: Literal["reread", "rolling"] = setting("reread", "text", "past block_size: reread its last tokens for each, as nanoGPT does; or rolling, with rotary positions: let the memory roll, at one cost for any length", PAST_BLOCK)
     quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory", QUANTIZE)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
@@ -118,6 +119,7 @@ def sample_text(settings: SampleSettings) -> None:
     Raises `UserError` if there are no weights or the tokenizer cannot encode the prompt.
     """
     weights, tokenizer = open_model(settings)
+    stops = _stops(weights, tokenizer) if settings.stop else []
     start = prompt_text(settings, tokenizer)
     prompt = tokenizer.encode(start)
 
@@ -131,17 +133,38 @@ def sample_text(settings: SampleSettings) -> None:
     key = purpose_key(settings.seed, "sample")
 
     write = _Writer(start, tokenizer)
-    stop = first + settings.max_new_tokens
+    end = first + settings.max_new_tokens
     generation = sampling.prefill(model, decoding, generation, first)
-    for reach in (*range(first + _TOKENS_AT_A_TIME, stop, _TOKENS_AT_A_TIME), stop):
+    shown = 0
+    for reach in (*range(first + _TOKENS_AT_A_TIME, end, _TOKENS_AT_A_TIME), end):
         generation = sampling.extend(model, config, decoding, generation, key, reach)
-        write(np.asarray(generation.tokens)[0, first:reach])
-        first = reach
+        texts = [_before(stops, text) for text in np.asarray(generation.tokens)[:, first:reach]]
+        write(texts[0][shown:])
+        shown = len(texts[0])
+        if all(len(text) < reach - first for text in texts):
+            break
     write.end()
-    for tokens in np.asarray(generation.tokens[1:, stop - settings.max_new_tokens : stop]):
+    for text in texts[1:]:
         write = _Writer(start, tokenizer)
-        write(tokens)
+        write(text)
         write.end()
+
+
+def _stops(weights: Weights, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end a text. Raises `UserError` where there are none."""
+    own = () if tokenizer.eot_token is None else (tokenizer.eot_token,)
+    if not (found := sorted({*own, *weights.stops})):
+        raise UserError(
+            f"stop=True has no token to stop at: none of the vocabulary's {tokenizer.vocab_size:,} ends a text; leave it "
+            "out, and say how long a text is with --max_new_tokens"
+        )
+    return found
+
+
+def _before(stops: Sequence[int], text: np.ndarray) -> np.ndarray:
+    """The tokens (N,) of a text up to the first of `stops`."""
+    ends = np.flatnonzero(np.isin(text, stops))
+    return text[: ends[0]] if ends.size else text
 
 
 def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:

@@ -21,7 +21,9 @@ WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 # Of a tokenizer. What stands beside the vocabulary is fetched first, so that a cache which has that has all.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+BESIDE = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "generation_config.json",
+)  # fmt: skip
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 

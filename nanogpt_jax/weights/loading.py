@@ -27,7 +27,7 @@ from nanogpt_jax.weights.checkpoint import FOLDER, Checkpoint, RunDocument, best
 from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable
 from nanogpt_jax.weights.hub import fetched, hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint
-from nanogpt_jax.weights.tokenizer_files import read_tokenizer
+from nanogpt_jax.weights.tokenizer_files import read_tokenizer, stop_tokens
 
 SHAPE = ("model", *(f.name for f in dataclasses.fields(GPTConfig) if f.name not in ("vocab_size", "dropout")))
 """Settings that decide which tensors a model has; weights bring their own."""
@@ -43,6 +43,7 @@ class Weights(NamedTuple):
     tokenizer: dict[str, Any] | None
     load: Callable[[nn.Module, Mesh | None], Params]  # onto a mesh: each device its own shards
     assumed: str | None = None  # a line for the user, where the tokenizer is no more than likely
+    stops: tuple[int, ...] = ()  # tokens that end a text, beside the tokenizer's own
 
 
 def open_run(out_dir: Path) -> Checkpoint:
@@ -143,9 +144,9 @@ def _nanogpt_weights(path: Path, data_dir: Path) -> Weights:
 
 def _hf_weights(source: str, folder: Path) -> Weights:
     config = read_hf_config(folder)
-    return _foreign_weights(
-        config, hf_tokenizer(source, folder, config.vocab_size), lambda: read_hf_params(folder, config)
-    )
+    known = hf_tokenizer(source, folder, config.vocab_size)
+    weights = _foreign_weights(config, known, lambda: read_hf_params(folder, config))
+    return weights._replace(stops=stop_tokens(folder, known.tokenizer))
 
 
 def _foreign_weights(config: GPTConfig, known: Known, read: Callable[[], Params]) -> Weights:

@@ -55,7 +55,20 @@ def read_tokenizer(folder: Path, rows: int) -> dict[str, Any] | None:
             _add_ends(library, config, named)  # tokenizer.json says itself what every text begins and ends with
         document = _within(document_of(library), rows, folder)
         end = _content(named.get("eos_token")) or _numbered_end(folder, document) or END_OF_TEXT
-        return recognized(document, end if opened(document).token_to_id(end) is not None else None)
+        number = library.token_to_id(end)
+        return recognized(document, end if number is not None and number < rows else None)
+
+
+def stop_tokens(folder: Path, tokenizer: dict[str, Any] | None) -> tuple[int, ...]:
+    """The tokens of `read_tokenizer` at which transformers ends a text that a model writes.
+
+    They are special ones, of which `generation_config.json`, or else `config.json`, has the numbers; none where the
+    tokenizer is one of ours, which knows of its one end of text by itself.
+    """
+    if tokenizer is None or tokenizer["type"] != "hf":
+        return ()
+    files = (folder / name for name in ("generation_config.json", "config.json"))
+    return next((tuple(found) for file in files if (found := _ends(file, tokenizer["tokenizer"]))), ())
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer, block_size: int) -> None:
@@ -138,7 +151,7 @@ def recognized(document: dict[str, Any], end_of_text: str | None) -> dict[str, A
         if model["type"] == "WordLevel":
             ours: Tokenizer = CharTokenizer(_in_order(model["vocab"]))
             same = hf_document(ours)
-        elif model["type"] == "BPE":
+        elif model["type"] == "BPE" and cuts_as_gpt2(document["pre_tokenizer"]):
             merges = [" ".join(pair) for pair in model["merges"]]
             ranks = assets.gpt2_ranks_in("".join(f"{line}\n" for line in ("#version: 0.2", *merges)))
             ours = BPETokenizer(merges) if ranks is None else GPT2Tokenizer(ranks)
@@ -252,9 +265,15 @@ def _add_ends(library: Any, config: dict[str, Any], named: dict[str, Any]) -> No
 
 def _numbered_end(folder: Path, document: dict[str, Any]) -> str | None:
     """The special token that the model's `config.json` says texts end with; the first, where it has several."""
-    numbers = _object(folder / "config.json").get("eos_token_id")
+    return next(iter(_ends(folder / "config.json", document).values()), None)
+
+
+def _ends(config: Path, document: dict[str, Any]) -> dict[int, str]:
+    """The special tokens, by their numbers, that a model's file says texts end with."""
+    numbers = _object(config).get("eos_token_id")
     special = {token["id"]: token["content"] for token in document["added_tokens"] if token["special"]}
-    return next((special[i] for i in (numbers if isinstance(numbers, list) else [numbers]) if i in special), None)
+    listed = numbers if isinstance(numbers, list) else [numbers]
+    return {i: special[i] for i in listed if type(i) is int and i in special}
 
 
 def _content(token: Any) -> str | None:
