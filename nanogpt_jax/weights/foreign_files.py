@@ -26,7 +26,7 @@ from nanogpt_jax.data.files import refused, require_permission
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file. Raises `UserError` if it is missing or damaged."""
+    """The tensors of a safetensors file. Raises `UserError` if it is missing, damaged or of numbers numpy has not."""
     require_permission(path)
     try:
         return load_file(path)
@@ -35,6 +35,11 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read ({_in_short(error)}); it is cut short or damaged, get it anew"
+        ) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # as the library is looking for float8
+        raise UserError(
+            f"{path} has tensors of a type that is not read here ({_in_short(error)}); get them in float32, float16 or "
+            "bfloat16"
         ) from error
 
 

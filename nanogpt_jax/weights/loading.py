@@ -161,7 +161,7 @@ def _foreign_weights(config: GPTConfig, known: Known, read: Callable[[], Params]
 
 def _cropped(params: Params, model: nn.Module) -> Params:
     """`params` without the positions that a model of a smaller `block_size` does not have, as nanoGPT crops them."""
-    if "wpe" not in params:  # a bigram knows no positions
+    if "wpe" not in params:  # a bigram knows no positions, and rotary ones are no parameters
         return params
     return {**params, "wpe": {"embedding": params["wpe"]["embedding"][: model.config.block_size]}}
 

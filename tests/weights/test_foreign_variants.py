@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from nanogpt_jax import convert
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights import hf_format, loading
 from nanogpt_jax.weights.hub import hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, moments_of
@@ -175,7 +177,7 @@ class TestHuggingFace:
 
 @pytest.fixture
 def hub_folder(tmp_path: Path) -> Path:
-    """The hub's folder with two models: distilgpt2, and one with tokens of its own."""
+    """The hub's folder with three models: distilgpt2, one with tokens of its own, and a Llama in shards."""
     torch.manual_seed(0)
     for name, rows in (("distilbert/distilgpt2", 50_257), ("dbmdz/german-gpt2", 300)):
         config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=rows)
@@ -183,12 +185,17 @@ def hub_folder(tmp_path: Path) -> Path:
     made = tokenizers.ByteLevelBPETokenizer()
     made.train_from_iterator(["Der Garten war groß. "] * 4, vocab_size=300, show_progress=False)
     made.save(str(tmp_path / "hub" / "dbmdz" / "german-gpt2" / "tokenizer.json"))
+    shape = dict(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=12, vocab_size=300)
+    llama = tmp_path / "hub" / "HuggingFaceTB" / "SmolLM2-135M"
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(llama, max_shard_size="8KB")
+    assert not (llama / "model.safetensors").exists()
+    made.save(str(llama / "tokenizer.json"))
     return tmp_path / "hub"
 
 
 class TestNames:
     def test_any_model_of_the_hub_goes_by_its_name(self, hub_folder: Path, tmp_path: Path, capsys: Any) -> None:
-        names = ("distilgpt2", "distilbert/distilgpt2", "dbmdz/german-gpt2")
+        names = ("distilgpt2", "distilbert/distilgpt2", "dbmdz/german-gpt2", "HuggingFaceTB/SmolLM2-135M")
         with hub(hub_folder, tmp_path / "cache"):
             first = [loading.open_weights(name) for name in names]
             assert "not a" not in capsys.readouterr().err
@@ -199,8 +206,11 @@ class TestNames:
             offline = refusal(loading.open_weights, "nobody/gpt2-nothing")
             assert "there is no folder nobody/gpt2-nothing here" in offline and "go online" in offline
         for weights in (first, again):
-            assert [w.tokenizer["type"] for w in weights] == ["gpt2", "gpt2", "hf"]
-            assert [w.vocab_size for w in weights] == [50_257, 50_257, 300]
+            assert [w.tokenizer["type"] for w in weights] == ["gpt2", "gpt2", "hf", "hf"]
+            assert [w.vocab_size for w in weights] == [50_257, 50_257, 300, 300]
+            llama = weights[-1]
+            ours = build_model(Settings(**llama.settings), llama.vocab_size, "cpu")
+            assert llama.settings["norm"] == "rms" and "c_gate" in llama.load(ours)["h_0"]["mlp"]
 
     def test_what_stands_in_the_way_of_a_model_is_named(self, hub_folder: Path, tmp_path: Path) -> None:
         german = hub_folder / "dbmdz" / "german-gpt2"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch as safetensors_torch
 import torch
 import transformers
 
@@ -200,6 +201,15 @@ def test_what_this_model_has_not_is_named(changes: Any, message: str) -> None:
 )
 def test_what_no_class_of_theirs_has_is_named(changes: Any, message: str) -> None:
     assert message in refusal(hf_format.hf_config_of, dataclasses.replace(LLAMA, **changes))
+
+
+def test_numbers_of_eight_bits_are_refused(tmp_path: Path) -> None:
+    hf_format.write_hf(tmp_path, LLAMA, random_params(LLAMA))
+    tensors = safetensors_torch.load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+    safetensors_torch.save_file(tensors, tmp_path / "model.safetensors")
+    said = refusal(hf_format.read_hf_params, tmp_path, LLAMA)
+    assert "model.safetensors has tensors of a type that is not read here" in said and "float8_e4m3" in said
 
 
 @pytest.mark.parametrize(
