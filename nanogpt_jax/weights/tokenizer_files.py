@@ -202,6 +202,12 @@ def _object(path: Path) -> dict[str, Any]:
         return document
 
 
+_NOT_READ = (
+    "which is not read here; with transformers, "
+    'AutoTokenizer.from_pretrained("FOLDER").save_pretrained("FOLDER") makes a tokenizer.json of it'
+)
+
+
 def _library_in(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The library's tokenizer as the main files have it, and the special tokens that its kind has by itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -211,10 +217,9 @@ def _library_in(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, An
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not (exists(vocab) and exists(merges)):
         found = next(name for name in _OTHERS if exists(folder / name))
-        raise UserError(
-            f"its tokenizer is in {found}, which is not read here; with transformers, "
-            'AutoTokenizer.from_pretrained("FOLDER").save_pretrained("FOLDER") makes a tokenizer.json of it'
-        )
+        raise UserError(f"its tokenizer is in {found}, {_NOT_READ}")
+    if (kind := config.get("tokenizer_class")) is not None and "GPT2" not in str(kind):
+        raise UserError(f"its tokenizer is a {kind} in vocab.json, {_NOT_READ}")
     try:
         library = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the library has no types of its own
