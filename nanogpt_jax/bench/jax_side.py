@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -88,6 +89,7 @@ class Sampling:
         params = init_params(self._model, settings.seed)
         self._weights = decoding_weights(self._model, params, spec["quantize"])
         self._config = SamplingConfig(spec["temperature"], spec["top_k"])
+        self._rolling = spec["rolling"], dataclasses.replace(self._config, past_block="rolling")
         self._key = purpose_key(settings.seed, "sample")
         self._prompts = np.random.default_rng(settings.seed).integers(vocab_size, size=settings.block_size)
         self._limits = Limits(np.dtype(self._model.dtype).name)
@@ -102,10 +104,9 @@ class Sampling:
         if case in CASES:
             return self._limits.run(case, times)
         prompt, tokens, batch = self._cases[case]
+        config = self._rolling[1] if case == self._rolling[0] else self._config
         for _ in range(times):
-            texts = continuations(
-                self._model, self._config, self._weights, self._prompts[:prompt], self._key, tokens, batch
-            )
+            texts = continuations(self._model, config, self._weights, self._prompts[:prompt], self._key, tokens, batch)
             np.asarray(texts)
 
     def facts(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nanogpt_jax.data.files import temporary_folder
 OURS = "nanogpt-jax"
 TEMPERATURE, TOP_K = 0.8, 200
 WITHIN, PAST, BATCH = "one text, within the block", "one text, past the block", "8 texts, within the block"
+ROLLING = "one text, past the block, rolling"
 TEXTS_AT_ONCE = 8
 _TOKENS_PAST = 32  # each costs the same
 _LIMIT_TURNS = 8
@@ -162,17 +163,20 @@ def measure_training(plan: Plan) -> Result:
 def measure_sampling(plan: Plan) -> Result:
     """Texts of all sides: one within the block, one past it in the reference's meaning, and several at once.
 
-    Hugging Face's model cannot go past its block.
+    Hugging Face's model cannot go past its block. With rotary positions one more, ours alone, lets its memory roll.
     """
     T, N = plan.settings.block_size, plan.max_new_tokens
     shapes = {WITHIN: (1, N, 1), PAST: (T, _TOKENS_PAST, 1), BATCH: (1, N, TEXTS_AT_ONCE)}
     if plan.against == "hf":
         del shapes[PAST]
+    if plan.settings.position == "rope":
+        shapes[ROLLING] = (T, _TOKENS_PAST, 1)
     work = {
         "task": "sample",
         "settings": vars(plan.settings),
         "vocab_size": plan.vocab_size,
         "cases": shapes,
+        "rolling": ROLLING,
         "temperature": TEMPERATURE,
         "top_k": TOP_K,
         "quantize": plan.quantize,
@@ -180,9 +184,9 @@ def measure_sampling(plan: Plan) -> Result:
     with contextlib.ExitStack() as stack:
         ours = _started(stack, OURS, {"program": OURS, **work})
         theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
-        sides = [ours, *theirs]
-        seconds = {name: _alternated(sides, name, name, plan) for name in shapes}
-        peaks = {side.name: side.peak_memory for side in sides}  # before the limits take memory of their own
+        sides_of = {name: [ours] if name == ROLLING else [ours, *theirs] for name in shapes}
+        seconds = {name: _alternated(sides, name, name, plan) for name, sides in sides_of.items()}
+        peaks = {side.name: side.peak_memory for side in (ours, *theirs)}  # before the limits take memory of their own
         matmul, memory = _matmul_limit(ours), _memory_limit(ours)
         cases = []
         for name, (prompt, tokens, batch) in shapes.items():
@@ -190,8 +194,9 @@ def measure_sampling(plan: Plan) -> Result:
                 limit, per_token = matmul, ours.facts["reading_flops"]
             else:
                 weights, cache = ours.facts["weight_bytes"], ours.facts["cache_bytes_per_position"]
-                limit, per_token = memory, bytes_per_token(weights, cache, prompt, tokens, batch)
-            cases.append(_case(name, sides, seconds[name], peaks, tokens * batch, limit, per_token))
+                grows = 1 if name == ROLLING else tokens  # a memory that rolls is as long for the last as for the first
+                limit, per_token = memory, bytes_per_token(weights, cache, prompt, grows, batch)
+            cases.append(_case(name, sides_of[name], seconds[name], peaks, tokens * batch, limit, per_token))
         return Result("sample", ours.facts, cases, None, unavailable, _threads(theirs))
 
 

@@ -54,7 +54,9 @@ def sampling_tables(result: Result) -> str:
         (
             case.name,
             *(f"{_digits(side.tokens_per_second)} ({_spread(_rates(side), _digits)})" for side in case.sides),
+            *["" for _ in names[len(case.sides) :]],
             *(_ratio(side) for side in case.sides[1:]),
+            *["" for _ in names[len(case.sides) :]],
             f"{case.sides[0].share_of_limit:.0%} of {in_rate(case.limit)}",
         )
         for case in result.cases
@@ -64,7 +66,7 @@ def sampling_tables(result: Result) -> str:
         f"{many.tokens_per_second / one.tokens_per_second:.2f} in {one.name}"
         for one, many in zip(by_name[WITHIN].sides, by_name[BATCH].sides, strict=True)
     ]
-    memory = [f"{in_memory(side.peak_memory)} in {side.name}" for side in result.cases[-1].sides]
+    memory = [f"{in_memory(side.peak_memory)} in {side.name}" for side in result.cases[0].sides]
     limits = {case.limit.unit: case.limit.source for case in result.cases}
     notes = [
         f"{TEXTS_AT_ONCE} texts at once give so many times the tokens per second of one: {', '.join(gains)}. "
