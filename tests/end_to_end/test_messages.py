@@ -57,6 +57,8 @@ PASSED_ON = {
     "iteration {}: val loss {}; {}": "resume.at_a_lower_rate",
     "iteration {}: the parameters or moments are not finite, and are not saved; {}": "the same",
     "{} needs {}, which is not installed; {}": "commands.to_install",
+    "its tokenizer is in {}, {}": "tokenizer_files._NOT_READ",
+    "its tokenizer is a {} in vocab.json, {}": "the same",
     "{}; nothing of it was saved: {}, or with --nan_policy=skip": "the same",
 }
 
