@@ -277,9 +277,7 @@ def _parameter_rows(steps: int, ours: Params, reference: Params, tolerance: floa
     """
     ours, reference = flatten_dict(ours, sep="/"), flatten_dict(reference, sep="/")
     packed = [name for name in reference if name.endswith("attn/c_attn/bias")]
-    config = settings.gpt_config(settings.vocab_size or 1)
-    queries, keys = config.n_head * config.head_width, config.kv_heads * config.head_width
-    of_keys = np.s_[queries : queries + keys]
+    of_keys = slice(*settings.gpt_config(settings.vocab_size or 1).qkv_cuts)
     ours_keys, their_keys = ({name: side[name][of_keys] for name in packed} for side in (ours, reference))
     for side in (ours, reference):
         side |= {name: np.delete(side[name], of_keys) for name in packed}

@@ -146,6 +146,12 @@ class GPTConfig:
         return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
+    def qkv_cuts(self) -> tuple[int, int]:
+        """Where queries end and where keys end among the columns of ``c_attn``, which values follow."""
+        queries = self.n_head * self.head_width
+        return queries, queries + self.kv_heads * self.head_width
+
+    @property
     def mlp_width(self) -> int:
         """Hidden units of an MLP."""
         return 4 * self.n_embd if self.mlp_size is None else self.mlp_size

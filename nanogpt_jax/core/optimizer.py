@@ -61,10 +61,9 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     )
     if settings.optimizer == "adamw":
         return optax.chain(clip, adamw)
-    config = settings.gpt_config(settings.vocab_size or 1)
-    queries, keys = config.n_head * config.head_width, config.kv_heads * config.head_width
+    cuts = settings.gpt_config(settings.vocab_size or 1).qkv_cuts
     muon = optax.chain(
-        scale_by_muon(settings.muon_momentum, lambda layer: [queries, queries + keys] if layer == "c_attn" else []),
+        scale_by_muon(settings.muon_momentum, lambda layer: [*cuts] if layer == "c_attn" else []),
         optax.add_decayed_weights(settings.weight_decay),
         optax.scale_by_learning_rate(learning_rate_schedule(settings, settings.muon_learning_rate)),
     )

@@ -22,8 +22,8 @@ from nanogpt_jax.weights.state_dicts import (
     misfit,
     normalized,
     require_values,
-    same_bits,
     shapes_of,
+    take_tied_head,
 )
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -188,7 +188,7 @@ def llama_state_dict_of(params: Params, config: GPTConfig) -> StateDict:
     flat, state_dict = flatten_dict(params), {}
     for path in shapes_of(config):
         names = _names(path)
-        parts = np.split(np.asarray(flat[path]), _cuts(config) if len(names) > 1 else [], axis=-1)
+        parts = np.split(np.asarray(flat[path]), config.qkv_cuts if len(names) > 1 else (), axis=-1)
         for name, part in zip(names, parts, strict=True):
             state_dict[name] = np.ascontiguousarray(part.T if path[-1] == "kernel" else part)
     if config.tie_word_embeddings:
@@ -205,7 +205,7 @@ def params_of_llama(state_dict: Mapping[str, np.ndarray], config: GPTConfig) -> 
     there, flat = normalized(state_dict, "model."), {}
     for path, shape in shapes_of(config).items():
         names, is_kernel = _names(path), path[-1] == "kernel"
-        cuts = _cuts(config) if len(names) > 1 else []
+        cuts = config.qkv_cuts if len(names) > 1 else ()
         widths = np.diff([0, *cuts, shape[-1]])
         parts = []
         for name, width in zip(names, widths, strict=True):
@@ -213,10 +213,8 @@ def params_of_llama(state_dict: Mapping[str, np.ndarray], config: GPTConfig) -> 
             value = checked(name, there.pop(name, None), wanted)
             parts.append(value.T if is_kernel else value)
         flat[path] = np.ascontiguousarray(np.concatenate(parts, axis=-1))
-    if config.tie_word_embeddings and HEAD in there:
-        table = flat["wte", "embedding"]
-        if not same_bits(checked(HEAD, there.pop(HEAD), table.shape), table):
-            raise UserError(f"tensor {HEAD} differs from {TABLE}, and the settings say that the two are one")
+    if config.tie_word_embeddings:
+        take_tied_head(there, flat["wte", "embedding"], TABLE)
     for name, value in there.items():
         raise misfit(name, value, None)
     return unflatten_dict(flat)
@@ -242,9 +240,3 @@ def _names(path: tuple[str, ...]) -> list[str]:
     if not top.startswith("h_"):
         return [{"wte": TABLE, "ln_f": "model.norm.weight", "lm_head": HEAD}[top]]
     return [f"model.layers.{top[2:]}.{name}.{end}" for name in _OF_BLOCK[tuple(inside)]]
-
-
-def _cuts(config: GPTConfig) -> list[int]:
-    """Where queries end and keys end among the columns of ``c_attn``."""
-    queries = config.n_head * config.head_width
-    return [queries, queries + config.kv_heads * config.head_width]

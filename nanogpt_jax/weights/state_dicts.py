@@ -61,10 +61,8 @@ def params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig, layout: L
         name, transposed = name_of(path), _is_transposed(path, layout)
         value = checked(name, there.pop(name, None), shape[::-1] if transposed else shape)
         flat[path] = np.ascontiguousarray(value.T if transposed else value)
-    if config.tie_word_embeddings and HEAD in there:
-        table = flat["wte", "embedding"]
-        if not same_bits(checked(HEAD, there.pop(HEAD), table.shape), table):
-            raise UserError(f"tensor {HEAD} differs from {TABLE}, and the settings say that the two are one")
+    if config.tie_word_embeddings:
+        take_tied_head(there, flat["wte", "embedding"], TABLE)
     zero = _lacking_biases(config) if layout == "hf" else {}
     for name, value in there.items():
         if name not in zero or checked(name, value, zero[name]).any():
@@ -198,8 +196,13 @@ def misfit(name: str, value: np.ndarray | None, shape: tuple[int, ...] | None) -
     )
 
 
-def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two float32 arrays are equal to the bit: NaN too, and 0 is not -0."""
+def take_tied_head(there: StateDict, table: np.ndarray, name: str) -> None:
+    """Take a head that repeats the token table, called `name`, out of `there`; `UserError` if it is another matrix."""
+    if HEAD in there and not _same_bits(checked(HEAD, there.pop(HEAD), table.shape), table):
+        raise UserError(f"tensor {HEAD} differs from {name}, and the settings say that the two are one")
+
+
+def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     return np.array_equal(np.ascontiguousarray(one).view(np.uint32), other.view(np.uint32))
 
 
