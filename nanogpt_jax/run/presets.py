@@ -1,4 +1,4 @@
-"""Settings by name: nanoGPT's own configurations, and the models of the "GPT from scratch" notebook."""
+"""Settings by name: nanoGPT's own configurations, the notebook's models, their twins of today, SmolLM2 and Qwen3."""
 
 from __future__ import annotations
 
