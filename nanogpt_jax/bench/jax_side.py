@@ -89,7 +89,7 @@ class Sampling:
         params = init_params(self._model, settings.seed)
         self._weights = decoding_weights(self._model, params, spec["quantize"])
         self._config = SamplingConfig(spec["temperature"], spec["top_k"])
-        self._rolling = spec["rolling"], dataclasses.replace(self._config, past_block="rolling")
+        self._config_of = {spec["rolling"]: dataclasses.replace(self._config, past_block="rolling")}
         self._key = purpose_key(settings.seed, "sample")
         self._prompts = np.random.default_rng(settings.seed).integers(vocab_size, size=settings.block_size)
         self._limits = Limits(np.dtype(self._model.dtype).name)
@@ -104,7 +104,7 @@ class Sampling:
         if case in CASES:
             return self._limits.run(case, times)
         prompt, tokens, batch = self._cases[case]
-        config = self._rolling[1] if case == self._rolling[0] else self._config
+        config = self._config_of.get(case, self._config)
         for _ in range(times):
             texts = continuations(self._model, config, self._weights, self._prompts[:prompt], self._key, tokens, batch)
             np.asarray(texts)
