@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed, UserError, in_short
+from nanogpt_jax.data.files import system_error
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.run.job import of_torchrun, told_if_it_waits, whom_it_waits_for
 
@@ -166,18 +167,39 @@ def watched(resume: str) -> Iterator[None]:
             wait_for_all("stopped")
             watch.tell(_DONE)
             raise
-        except (UserError, RunFailed) as error:
+        except Exception as error:
+            if not _all_fail(error):
+                ours = isinstance(error, UserError | RunFailed)
+                what = str(error) if ours else f"{type(error).__name__}: {in_short(error)}"
+                watch.tell(_FAILED + what)
+                if ours:
+                    print("error:", " ".join(what.split()), file=sys.stderr, flush=True)
+                else:
+                    traceback.print_exc()
+                time.sleep(3 * BEAT)
+                # Without the shutdown, which would wait for the others, and abort.
+                os._exit(2 if isinstance(error, UserError) else 1)
             watch.tell(_FAILED + str(error))
             raise
-        except Exception as error:
-            # A process that is gone shows as a failed collective here first. The watch knows better, if soon.
-            time.sleep(SILENCE + 3 * BEAT)
-            traceback.print_exc()
-            watch.tell(_FAILED + f"{type(error).__name__}: {in_short(error)}")
-            time.sleep(3 * BEAT)
-            os._exit(1)  # without the shutdown, which would wait for the others
         wait_for_all("end")
         watch.tell(_DONE)
+
+
+def _all_fail(error: Exception) -> bool:
+    """Whether every process is here by an error of its own, as where a loss is not finite; waits for the others.
+
+    Another process that is gone shows here first, as a collective or a save that failed: the wait is long enough for
+    the watch, which knows better, if the error is not the operating system's.
+    """
+    certain = isinstance(error, UserError) or system_error(error) is not None
+    patience = 3 * BEAT + (0 if certain else SILENCE)
+    deadline = time.monotonic() + patience
+    try:
+        _store().wait_at_barrier("all fail", round(1000 * patience))
+        return True
+    except Exception:  # gRPC's, as JAX passes them on: too late, or the coordinator is gone
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        return False
 
 
 class _Watch(threading.Thread):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -167,6 +168,25 @@ def test_one_that_dies_ends_the_others_within_a_minute(data_dir, tmp_path, dies)
     line = err.strip().splitlines()[-1]
     assert processes[1 - dies].returncode == 1
     assert f"error: process {dies}" in line and f"--init_from=resume --out_dir={tmp_path}" in line
+
+
+def test_one_that_cannot_go_on_says_why_and_ends_the_others(data_dir, tmp_path):
+    processes = start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    try:
+        trained_until(tmp_path, 60, processes)
+        resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (1, 1))  # no file can grow: as on a full disk
+    finally:
+        done = finish(processes)
+    assert [each.status for each in done] == [1, 1], done
+    assert last_line(done[0]).startswith(f"error: the run in {tmp_path} could not go on (File too large); mend that")
+    assert "error: process 0 of 2 has failed: the run in" in last_line(done[1])
+
+
+def test_a_loss_that_is_not_finite_ends_all_by_the_same_words(data_dir, tmp_path):
+    huge = ("--learning_rate=1e30", "--decay_lr=False", "--grad_clip=0")
+    done = finish(start(2, *SIMPLE, *huge, f"--data_dir={data_dir}", f"--out_dir={tmp_path}"))
+    assert [each.status for each in done] == [1, 1], done
+    assert all("not finite" in last_line(each) or "nan" in last_line(each) for each in done)
 
 
 def test_ctrl_c_in_an_evaluation_stops_all_between_two_batches(data_dir, tmp_path):
