@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import Parser
-from nanogpt_jax.core.config import WHICH, Settings, require_choice
+from nanogpt_jax.core.config import WHICH, Settings
 from nanogpt_jax.core.errors import UserError, in_short
+from nanogpt_jax.core.limits import require_choice
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import abstract_state, init_state
 from nanogpt_jax.data.files import (

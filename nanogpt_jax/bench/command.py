@@ -25,9 +25,10 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.command import Counterpart, hf_counterpart, open_data
-from nanogpt_jax.core.config import MAX_INT, Settings, require_at_least, require_at_most, require_choice
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import QUANTIZE, Quantize
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import MAX_INT, require_at_least, require_at_most, require_choice
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.process import undone_by_signals

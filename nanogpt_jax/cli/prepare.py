@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_jax.cli.flags import Parser
-from nanogpt_jax.core.config import MAX_VOCAB_SIZE, PRETRAINED, require_choice
+from nanogpt_jax.core.config import PRETRAINED
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import MAX_VOCAB_SIZE, require_choice
 from nanogpt_jax.data import assets
 from nanogpt_jax.data.commands import pasteable, to_install, to_train_on
 from nanogpt_jax.data.files import exists, is_dir, is_file

@@ -16,18 +16,10 @@ import numpy as np
 from nanogpt_jax.cli.entry import OK
 from nanogpt_jax.cli.flags import read_settings
 from nanogpt_jax.core import sampling
-from nanogpt_jax.core.config import (
-    ACCELERATORS,
-    DTYPES,
-    WHICH,
-    Settings,
-    require_32_bits,
-    require_at_least,
-    require_choice,
-    setting,
-)
+from nanogpt_jax.core.config import ACCELERATORS, DTYPES, WHICH, Settings, setting
 from nanogpt_jax.core.decoding_weights import QUANTIZE, decoding_weights
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import require_32_bits, require_at_least, require_choice
 from nanogpt_jax.core.sampling import PAST_BLOCK, SamplingConfig
 from nanogpt_jax.core.train_step import purpose_key
 from nanogpt_jax.data.commands import pasteable

@@ -11,7 +11,8 @@ from typing import Any
 from nanogpt_jax.cli.entry import OK
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
-from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings, coerced, require_choice
+from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings
+from nanogpt_jax.core.limits import coerced, require_choice
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.run.presets import PRESETS
 

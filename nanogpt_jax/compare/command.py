@@ -23,8 +23,9 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import tell
 from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.compare.parity import LOSSES, Comparison, Ours, Row, Side, compare
-from nanogpt_jax.core.config import MAX_INT, Settings, require_at_least, require_at_most
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import MAX_INT, require_at_least, require_at_most
 from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.data.dataset import TokenFile, open_tokens, random_batch
 from nanogpt_jax.data.files import is_file

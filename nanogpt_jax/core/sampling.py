@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 
-from nanogpt_jax.core.config import require_at_least, require_choice
 from nanogpt_jax.core.decoding_weights import Quantize, decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.layers import require_tokens
+from nanogpt_jax.core.limits import require_at_least, require_choice
 from nanogpt_jax.core.model import GPT, Cache
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised

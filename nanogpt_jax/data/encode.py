@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanogpt_jax.core.config import MAX_VOCAB_SIZE, require_at_most
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import MAX_VOCAB_SIZE, require_at_most
 from nanogpt_jax.data import assets
 from nanogpt_jax.data.pieces import Census, Split, census, first, in_order, in_pieces
 from nanogpt_jax.data.prepared import Meta, require_shard, write_data_set

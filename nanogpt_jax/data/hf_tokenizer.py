@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nanogpt_jax.core.config import MAX_VOCAB_SIZE
 from nanogpt_jax.core.errors import UserError, in_short
+from nanogpt_jax.core.limits import MAX_VOCAB_SIZE
 from nanogpt_jax.data.tokenizer import (
     TokenIds,
     byte_alphabet,

@@ -16,8 +16,8 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
-from nanogpt_jax.core.config import MAX_VOCAB_SIZE
 from nanogpt_jax.core.errors import UserError, in_short
+from nanogpt_jax.core.limits import MAX_VOCAB_SIZE
 from nanogpt_jax.data import assets
 from nanogpt_jax.data.commands import to_adopt, to_prepare
 from nanogpt_jax.data.files import exists, is_file, refused, replace_when_whole

@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from nanogpt_jax.core.config import MAX_VOCAB_SIZE
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import MAX_VOCAB_SIZE
 
 END_OF_TEXT = "<|endoftext|>"
 

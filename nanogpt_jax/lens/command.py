@@ -21,8 +21,9 @@ from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import read_settings
 from nanogpt_jax.cli.sample import TextSettings, open_model, prompt_text
 from nanogpt_jax.core import sampling
-from nanogpt_jax.core.config import Settings, require_at_least, setting
+from nanogpt_jax.core.config import Settings, setting
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.limits import require_at_least
 from nanogpt_jax.core.train_step import Params, purpose_key
 from nanogpt_jax.data.files import is_dir, refusals, replace_when_whole
 from nanogpt_jax.data.tokenizer import Tokenizer
