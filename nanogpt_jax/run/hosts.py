@@ -33,6 +33,8 @@ SILENCE = 25.0  # seconds without one after which a process counts as dead
 _DONE, _FAILED = "done", "failed: "
 _AGREEMENTS, _CALLS = itertools.count(), itertools.count()  # every process goes through the same ones
 
+_handlers: list[object] = []  # of C, which must not be collected
+
 T = TypeVar("T")
 
 
@@ -63,6 +65,9 @@ def join(settings: Settings) -> None:
         if not job and any(words in str(error) for words in _NO_JOB):
             return
         raise UserError(f"{apart} ({in_short(error)})") from error
+    if _distributed().num_processes > 1:  # while a run is `watched`, it has more to say
+        gone = "another process of the job is gone, and JAX has aborted this one; start all of them again"
+        _at_abort(lambda: f"error: {gone}", status=1)
 
 
 # JAX's words where it knows of no job, and where it is at work already, as in a program that calls ours.
@@ -260,7 +265,16 @@ class _Watch(threading.Thread):
 
 @contextlib.contextmanager
 def _last_words_if_jax_aborts(line: Callable[[], str], status: int) -> Iterator[None]:
-    """If JAX aborts this process in the block, let `line` give its last words, and end it with `status`.
+    """`_at_abort` while the block runs."""
+    undo = _at_abort(line, status)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _at_abort(line: Callable[[], str], status: int) -> Callable[[], None]:
+    """From now on, if JAX aborts this process, let `line` be its last words and `status` its end; what undoes that.
 
     JAX does so from a thread of its own where the coordinator is out of reach, without asking Python.
     """
@@ -270,20 +284,23 @@ def _last_words_if_jax_aborts(line: Callable[[], str], status: int) -> Iterator[
         os._exit(status)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)
+    _handlers.append(handler)
     c_signal = ctypes.CDLL(None).signal
     c_signal.argtypes, c_signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     usual = c_signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    try:
-        yield
-    finally:
-        c_signal(signal.SIGABRT, usual)
+    return lambda: c_signal(signal.SIGABRT, usual)
+
+
+def _distributed() -> Any:
+    """What JAX knows of the job, which has no public name."""
+    from jax._src import distributed
+
+    return distributed.global_state
 
 
 def _store() -> Any:
-    """JAX's key-value store between processes, which has no public name."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
+    """JAX's key-value store between processes."""
+    return _distributed().client
 
 
 def _short(value: str) -> str:

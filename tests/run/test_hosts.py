@@ -170,6 +170,27 @@ def test_one_that_dies_ends_the_others_within_a_minute(data_dir, tmp_path, dies)
     assert f"error: process {dies}" in line and f"--init_from=resume --out_dir={tmp_path}" in line
 
 
+JOINED = """
+import os, signal, sys, time
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.run import hosts
+port, process = map(int, sys.argv[1:])
+hosts.join(Settings(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=process, connect_timeout=600))
+if process == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+
+
+def test_one_that_dies_before_training_ends_the_others_by_one_line():
+    port = str(free_port())
+    argv = [[sys.executable, "-c", JOINED, port, process] for process in ("0", "1")]
+    pipe = subprocess.PIPE
+    done = finish([subprocess.Popen(each, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) for each in argv])
+    assert [each.status for each in done] == [-signal.SIGKILL, 1], done
+    assert "error: another process of the job is gone" in done[1].err and "start all of them again" in done[1].err
+
+
 def test_one_that_cannot_go_on_says_why_and_ends_the_others(data_dir, tmp_path):
     processes = start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
     try:
