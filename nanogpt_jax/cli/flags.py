@@ -11,7 +11,8 @@ import itertools
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from nanogpt_jax.core.config import ACCELERATORS, DTYPES
@@ -98,7 +99,7 @@ def add_fields(parser: Parser, settings: type) -> None:
         kind = _base_type(hints[f.name])
         choices = f.metadata["choices"]
         options: dict[str, Any] = {
-            "type": _reader(f.name, hints[f.name]),
+            "type": partial(_read, f.name, hints[f.name]),
             "help": f"{f.metadata['help']} ({_shown(f.default)})".replace("%", "%%"),
         }
         if kind is bool:
@@ -112,8 +113,8 @@ def add_fields(parser: Parser, settings: type) -> None:
 def _add_nanogpts_own(parser: Parser) -> None:
     group = parser.add_argument_group("nanoGPT's own", "so that its command lines carry over")
     group.add_argument("--device", metavar="STR", help="cpu or cuda: the same as --accelerator=cpu or gpu")
-    parser.add_switch(group, "compile", type=_reader("compile", bool), help="no effect: JAX always compiles")
-    parser.add_switch(group, "wandb_log", type=_reader("wandb_log", bool), help="the same as --wandb")
+    parser.add_switch(group, "compile", type=partial(_read, "compile", bool), help="no effect: JAX always compiles")
+    parser.add_switch(group, "wandb_log", type=partial(_read, "wandb_log", bool), help="the same as --wandb")
     group.add_argument("--backend", metavar="STR", help="no effect: JAX brings its own")
 
 
@@ -158,24 +159,20 @@ def _base_type(hint: Any) -> type:
     return hint if isinstance(hint, type) else str
 
 
-def _reader(name: str, hint: Any) -> Callable[[str], Any]:
-    """How the text of a flag becomes a value of the field's type."""
+def _read(name: str, hint: Any, text: str) -> Any:
+    """The text of a flag as a value of the field's type."""
     kind = _base_type(hint)
-
-    def read(text: str) -> Any:
-        if type(None) in get_args(hint) and text.lower() == "none":
-            return None
-        if kind is bool:
-            if text.lower() not in _BOOLEANS:
-                raise UserError(f"{name}={text} is neither True nor False; give one of them")
-            return _BOOLEANS[text.lower()]
-        try:
-            return kind(text)
-        except ValueError:
-            article = "a whole number" if kind is int else "a number"
-            raise UserError(f"{name}={text} is not {article}; give one") from None
-
-    return read
+    if type(None) in get_args(hint) and text.lower() == "none":
+        return None
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise UserError(f"{name}={text} is neither True nor False; give one of them")
+        return _BOOLEANS[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        article = "a whole number" if kind is int else "a number"
+        raise UserError(f"{name}={text} is not {article}; give one") from None
 
 
 def _shown(default: Any) -> str:
