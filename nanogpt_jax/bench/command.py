@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from nanogpt_jax.bench.measure import Plan, measure_sampling, measure_training
+from nanogpt_jax.bench.record import measure_record, record_tables, write_record_plot
+from nanogpt_jax.bench.records import RECORDS
 from nanogpt_jax.bench.report import sampling_tables, training_tables, write_plot
 from nanogpt_jax.bench.rounds import WorkerDied, kill_workers
 from nanogpt_jax.cli import entry
@@ -38,13 +40,16 @@ from nanogpt_jax.weights.hf_format import hf_config_of
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 
 FAILED = 1  # exit status
-TASKS = ("train", "sample", "all", "growth")
+TASKS = ("train", "sample", "all", "growth", "record")
 AXES = ("block_size", "n_embd", "batch_size")  # of growth
 AGAINST = ("torch", "hf", "none")
 DEFAULT_PRESET = "shakespeare_char_cpu"
-DEFAULT_ROUNDS, DEFAULT_SECONDS = 11, 0.7
+DEFAULT_ROUNDS, DEFAULT_SECONDS, DEFAULT_SEEDS = 11, 0.7, 5
 _LONGEST_TEXT = 256
-_OWN = ("against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "json", "plot", "preset")
+_OWN = (
+    "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "json", "plot",
+    "preset",
+)  # fmt: skip
 
 _DESCRIPTION = f"""\
 Measure training and sampling beside PyTorch and beside the machine's limit, in alternating rounds.
@@ -54,6 +59,7 @@ Measure training and sampling beside PyTorch and beside the machine's limit, in 
   {{bench}} sample gpt2 --against=hf --rounds=3 --max_new_tokens=64
   {{bench}} train --against=none              without PyTorch
   {{bench}} growth --plot=growth.png          an update's cost over block sizes, widths, batches
+  {{bench}} record speedrun_cpu --seeds=3     a preset trained from nothing, as docs/records.md states it
 
 Exit status: 0 done, 1 a measuring process died, 2 wrong use."""
 
@@ -71,6 +77,12 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument("--seconds", type=float, metavar="FLOAT", help=f"of a turn, or of a size ({DEFAULT_SECONDS})")
     group.add_argument("--max_new_tokens", type=int, metavar="INT", help="of a text (fills the block, at most 256)")
     group.add_argument("--quantize", metavar=f"{{{','.join(QUANTIZE)}}}", help="our weights in sampling ('none')")
+    group.add_argument(
+        "--seeds", type=int, metavar="INT", help=f"runs of a record, from seed 1337 on ({DEFAULT_SEEDS})"
+    )
+    group.add_argument(
+        "--steps", action="store_true", help="of a record: each step from nanoGPT's recipe to it as well"
+    )
     group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and what made them here")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rounds, or the growth")
     task, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
@@ -86,7 +98,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"say what to measure: {pasteable('bench')} {{{','.join(TASKS)}}}")
     require_choice("task", task, TASKS)
     reports.require_writable(json=own["json"], plot=own["plot"])
-    measure = _growth if task == "growth" else _rounds
+    for name in ("seeds", "steps"):
+        if own[name] and task != "record":
+            raise UserError(f"{name} is of record alone; leave it out")
+    measure = {"growth": _growth, "record": _record}.get(task, _rounds)
     try:
         with undone_by_signals(kill_workers):
             measure(task, base, explicit, own)
@@ -144,6 +159,38 @@ def _growth(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
     reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
     plot = growth.write_growth_plot
     reports.write_where_asked("plot", own["plot"], lambda path: plot(path, growths, title))
+
+
+def _record(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """`record`: whole runs of a preset under several seeds, and nanoGPT's where there is a checkout."""
+    for name in ("against", "axis", "rounds", "seconds", "max_new_tokens", "quantize"):
+        if own[name] is not None:
+            raise UserError(f"{name}={own[name]} has no meaning for record, which times whole runs; leave it out")
+    held = [name for name, settings in PRESETS.items() if settings is base]
+    if base is None or not held:
+        raise UserError(f"record measures a preset; name one of {', '.join(RECORDS)}, or another")
+    for setting in ("seed", "out_dir", "init_from"):
+        if setting in explicit:
+            raise UserError(f"{setting}={explicit[setting]} is record's own to choose; leave it out")
+    name = held[0]
+    seeds = DEFAULT_SEEDS if own["seeds"] is None else own["seeds"]
+    require_at_least("seeds", seeds, 1)
+    require_at_most("seeds", seeds, MAX_INT, "it is kept in 32 bits")
+    reference = None if own["reference"] is None else Path(own["reference"])
+    if reference is not None:
+        if not is_file(reference / "train.py"):
+            raise UserError(f"reference={reference} is not a folder with nanoGPT's train.py; name one")
+        reports.require_installed("torch", f"--reference={reference}")
+    settings, record = Settings(**{**base, **explicit}), RECORDS.get(name)
+    if own["steps"] and record is None:
+        raise UserError(f"steps has no meaning for {name}, of which no record is kept; choose {', '.join(RECORDS)}")
+    measured = measure_record(name, record, explicit, seeds, bool(own["steps"]), reference)
+    print(record_tables(name, record, settings, measured))
+    shape = f"{reports.model_in_words(settings)}, batch {reports.batch_in_words(settings)}"
+    print(f"\n{shape}; {_cores()} cores ({_processor()})")
+    document = _document(settings, {}) | {"measured": dataclasses.asdict(measured)}
+    reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
+    reports.write_where_asked("plot", own["plot"], lambda path: write_record_plot(path, name, measured))
 
 
 def plan_of(
@@ -230,13 +277,18 @@ def _document(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {
             "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": _cores(),
             "system": platform.platform(),
         },
         "device": facts,
         "versions": reports.versions(),
         "settings": vars(settings),
     }
+
+
+def _cores() -> int | None:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _processor() -> str:

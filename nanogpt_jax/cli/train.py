@@ -90,7 +90,8 @@ def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platf
     """
     from nanogpt_jax.run.run_folder import newest_run, usual_out_dir
 
-    usual = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
+    on_cpu = ("shakespeare_char_cpu", "speedrun_cpu")
+    usual, sooner = on_cpu if platform == "cpu" else ("shakespeare_char", "shakespeare_char_modern")
     named = next((name for name, settings in PRESETS.items() if settings is base), None)
     base_or_usual = PRESETS[usual] if base is None else base
     dataset = coerced("dataset", explicit.get("dataset"), str | None, ())  # a file may say true
@@ -105,6 +106,7 @@ def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platf
             print(f"going on with the run in {asked['out_dir']} by its own settings; of {named}, {of_it} is taken")
     elif base is None and weights == "scratch":
         print(f"no preset named: taking {usual}, which suits a {platform.upper()}")
+        print(f"the same text learned sooner, by a recipe of today: {pasteable('train', sooner)}")
     elif base is None and not asked.get("eval_only"):
         print(f"no preset named: training as {usual} does, which suits a {platform.upper()}; the model is {weights}'s")
     return asked

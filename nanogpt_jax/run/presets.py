@@ -29,6 +29,10 @@ _MODERN = dict(
     position="rope", norm="rms", qk_norm=True, activation="relu2", proj_init_scale=0.0, tie_word_embeddings=False,
 )  # fmt: skip
 
+# Muon for the matrices under a schedule that ends at zero. What is best of it depends on how long one trains.
+_MUON = dict(optimizer="muon", schedule="wsd", cooldown_fraction=0.9, min_lr=0.0, beta1=0.8, beta2=0.95, grad_clip=0.0)
+_RECORD: Mapping[str, Any] = {**_CHARACTERS, **_MODERN, **_MUON}
+
 # Llama's blocks; a text of one's own in the tokens of the model has the name of the data set.
 _LLAMA = dict(_GPT2, position="rope", norm="rms", activation="swiglu", block_size=2048)
 
@@ -39,8 +43,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                     bias=True, qkv_bias=False, activation="relu", tie_word_embeddings=False, lm_head_bias=True),
     "shakespeare_char_cpu": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
     "shakespeare_char": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
-    "shakespeare_char_cpu_modern": dict(_CHARACTERS, **_MODERN, out_dir="out-shakespeare-char-modern", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
-    "shakespeare_char_modern": dict(_CHARACTERS, **_MODERN, out_dir="out-shakespeare-char-modern", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
+    "speedrun_cpu": dict(_RECORD, out_dir="out-speedrun", n_layer=2, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=250, lr_decay_iters=250, eval_iters=1, rope_theta=100.0,
+                         learning_rate=2e-2, muon_learning_rate=0.03, muon_momentum=0.85, weight_decay=0.0, warmup_iters=10),
+    "shakespeare_char_cpu_modern": dict(_RECORD, out_dir="out-shakespeare-char-modern", n_layer=4, n_head=4, n_embd=128, block_size=128, batch_size=6, max_iters=2000, lr_decay_iters=2000, eval_iters=20, rope_theta=1000.0,
+                                        learning_rate=1e-2, muon_learning_rate=0.02, muon_momentum=0.95, warmup_iters=20),
+    "shakespeare_char_modern": dict(_RECORD, out_dir="out-shakespeare-char-modern", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2, rope_theta=1000.0,
+                                    learning_rate=5e-3, muon_learning_rate=0.02, muon_momentum=0.95, weight_decay=0.3, warmup_iters=20),
+    "laptop": dict(_RECORD, out_dir="out-laptop", n_layer=6, n_head=4, n_embd=256, block_size=256, batch_size=16, max_iters=1800, lr_decay_iters=1800, eval_iters=10, rope_theta=1000.0,
+                   learning_rate=5e-3, muon_learning_rate=0.02, muon_momentum=0.95, weight_decay=0.3, warmup_iters=20),
     "gpt2": dict(_GPT2, out_dir="out-gpt2", n_layer=12, n_head=12, n_embd=768),
     "gpt2_medium": dict(_GPT2, out_dir="out-gpt2-medium", n_layer=24, n_head=16, n_embd=1024),
     "gpt2_large": dict(_GPT2, out_dir="out-gpt2-large", n_layer=36, n_head=20, n_embd=1280),

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from nanogpt_jax.bench.records import RECORDS
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.data.dataset import open_tokens, whole_split
@@ -29,6 +30,12 @@ def test_training_learns_and_says_so_in_nanogpts_words(trained):
     assert [int(step) for step, _, _ in steps] == [0, 100, 200, 300]
     assert float(steps[0][2]) == pytest.approx(np.log(65), abs=0.1)
     assert final_loss(trained.finished.out) < 2.55
+
+
+def test_the_speedrun_reaches_nanogpts_end_loss(data_dir, tmp_path):
+    done = command("train.py", "speedrun_cpu", "--accelerator=cpu", f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    assert done.status == 0, done.err
+    assert final_loss(done.out) <= RECORDS["speedrun_cpu"].loss
 
 
 def test_metrics_tell_the_run(trained):
