@@ -36,6 +36,7 @@ _AGREEMENTS, _CALLS = itertools.count(), itertools.count()  # every process goes
 _handlers: list[object] = []  # of C, which must not be collected
 
 T = TypeVar("T")
+FailsAlone = Callable[[Exception], bool]
 
 
 def join(settings: Settings) -> None:
@@ -155,25 +156,32 @@ def stop_if_told(received: list[int]) -> None:
 
 
 @contextlib.contextmanager
-def watched(resume: str) -> Iterator[None]:
+def watched(resume: str) -> Iterator[FailsAlone]:
     """While the block runs, end this process with status 1 and one line if another one is gone.
 
-    `resume` is the flags that go on with the run. What the block raises is told to the others.
+    `resume` is the flags that go on with the run. What the block raises is told to the others. What it is given says of
+    an error whether it is this process's alone: nothing that waits for the others may be done then.
     """
     if jax.process_count() == 1:
-        yield
+        yield lambda error: False
         return
-    watch = _Watch(resume)
+    watch, verdicts = _Watch(resume), list[bool]()
     watch.start()
+
+    def fails_alone(error: Exception) -> bool:
+        if not verdicts:  # the first error is the one that what follows from it is judged by
+            verdicts.append(not _all_fail(error))
+        return verdicts[0]
+
     with _last_words_if_jax_aborts(watch.line_of_abort, status=1):
         try:
-            yield
+            yield fails_alone
         except Stopped:
             wait_for_all("stopped")
             watch.tell(_DONE)
             raise
         except Exception as error:
-            if not _all_fail(error):
+            if fails_alone(error):
                 ours = isinstance(error, UserError | RunFailed)
                 what = str(error) if ours else f"{type(error).__name__}: {in_short(error)}"
                 watch.tell(_FAILED + what)

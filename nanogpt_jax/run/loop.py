@@ -66,7 +66,11 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
     out_dir = Path(settings.out_dir)
     resuming, writing = settings.init_from == "resume", not settings.eval_only
     received: list[int] = []  # the signals that tell this process to stop
-    with hosts.watched(flags_to_resume(out_dir)), memory_in_one_line(settings), contextlib.ExitStack() as held:
+    with (
+        hosts.watched(flags_to_resume(out_dir)) as fails_alone,
+        memory_in_one_line(settings),
+        contextlib.ExitStack() as held,
+    ):
         held.enter_context(readers_may_leave(lambda: received.append(signal.SIGPIPE)))
 
         def prepared() -> Start:
@@ -112,7 +116,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
         with refusals_in_one_line(settings), signals(received), live.shown(start, model) as view:
             stop = partial(hosts.stop_if_told, received)
-            return _update_until_done(start, train_step, eval_step, state, mesh, view, stop)
+            return _update_until_done(start, train_step, eval_step, state, mesh, view, stop, fails_alone)
 
 
 def _facts(start: Start) -> dict[str, Any]:
@@ -190,6 +194,7 @@ def _update_until_done(
     mesh: Mesh | None,
     view: live.Lines,
     stop: Callable[[], None],
+    fails_alone: hosts.FailsAlone,
 ) -> float:
     """The loop: evaluate and save when due, update, log late; from `run.step` to `max_iters`, and the final loss.
 
@@ -200,7 +205,7 @@ def _update_until_done(
     batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
     profile = Profile(settings.profile)
     with (
-        _writing(start) as (checkpoints, kept),
+        _writing(start, fails_alone) as (checkpoints, kept),
         contextlib.closing(batches),
         contextlib.closing(profile),
     ):
@@ -303,8 +308,11 @@ def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None 
 
 
 @contextlib.contextmanager
-def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, Sinks]]:
-    """The run's folder, open for writing; what is being saved when the block ends is finished."""
+def _writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[CheckpointWriter, Sinks]]:
+    """The run's folder, open for writing; what is being saved when the block ends is finished.
+
+    But not by a process that fails alone: saving needs all of them, and would wait for ever.
+    """
     out_dir, run = Path(start.settings.out_dir), start.run
     with unwritable(out_dir):
         kept = Sinks()  # of none: another process has them
@@ -318,12 +326,15 @@ def _writing(start: Start) -> Iterator[tuple[CheckpointWriter, Sinks]]:
     with contextlib.closing(kept):
         try:
             yield checkpoints, kept
-        except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError):
-            with contextlib.suppress(RunFailed):  # the first error is the one to tell
-                checkpoints.close()
+        except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            if not fails_alone(error):
+                with contextlib.suppress(RunFailed):  # the first error is the one to tell
+                    checkpoints.close()
             raise
-        finally:
+        except BaseException:
             checkpoints.close()
+            raise
+        checkpoints.close()
 
 
 @jax.jit

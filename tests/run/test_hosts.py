@@ -191,16 +191,23 @@ def test_one_that_dies_before_training_ends_the_others_by_one_line():
     assert "error: another process of the job is gone" in done[1].err and "start all of them again" in done[1].err
 
 
-def test_one_that_cannot_go_on_says_why_and_ends_the_others(data_dir, tmp_path):
-    processes = start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ((), "the run in {} could not go on (File too large); mend that"),
+        (("--log_interval=1000000000",), "the checkpoint of iteration"),  # saving needs both, and one has failed in it
+    ],
+)
+def test_one_that_cannot_write_says_why_and_ends_the_others(data_dir, tmp_path, flags, why):
+    processes = start(2, *FOREVER, *flags, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
     try:
-        trained_until(tmp_path, 60, processes)
+        awaited((tmp_path / "checkpoints" / "50").is_dir, *processes)
         resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (1, 1))  # no file can grow: as on a full disk
     finally:
         done = finish(processes)
     assert [each.status for each in done] == [1, 1], done
-    assert last_line(done[0]).startswith(f"error: the run in {tmp_path} could not go on (File too large); mend that")
-    assert "error: process 0 of 2 has failed: the run in" in last_line(done[1])
+    assert last_line(done[0]).startswith("error: " + why.format(tmp_path))
+    assert "error: process 0 of 2 has failed: the " in last_line(done[1])
 
 
 def test_a_loss_that_is_not_finite_ends_all_by_the_same_words(data_dir, tmp_path):
