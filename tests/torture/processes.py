@@ -14,8 +14,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+from jax._src import compiler
 
 from nanogpt_jax.cli import entry, train
 from tests.helpers.jobs import free_port
@@ -38,7 +40,7 @@ class Job:
         address = f"--coordinator=127.0.0.1:{free_port()}"
         for i in range(count):
             job = [address, f"--num_processes={count}", f"--process_id={i}"] if count > 1 else []
-            self._running[i] = forked(train.main, [*argv, *job], log)
+            self._running[i] = forked(train.main, [*argv, *job], log, keep_compiled=True)
 
     def ended(self) -> bool:
         """Whether any of the processes has ended."""
@@ -88,8 +90,18 @@ class Job:
             return file.read()[-8000:]
 
 
-def forked(command: Callable[[Sequence[str]], int], argv: Sequence[str], log: Path, output: Path | None = None) -> int:
-    """The process of a child that runs a command line, writes to `log`, and to `output` what it prints if given."""
+def forked(
+    command: Callable[[Sequence[str]], int],
+    argv: Sequence[str],
+    log: Path,
+    output: Path | None = None,
+    keep_compiled: bool = False,
+) -> int:
+    """The process of a child that runs a command line, writes to `log`, and to `output` what it prints if given.
+
+    With `keep_compiled` it writes to the compilation cache whichever process of a job it is: JAX lets only the first,
+    and the programs of the others, which have keys of their own, would be compiled again in every life.
+    """
     child = os.fork()
     if child:
         return child
@@ -98,6 +110,8 @@ def forked(command: Callable[[Sequence[str]], int], argv: Sequence[str], log: Pa
         for standard, path in ((1, output or log), (2, log)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), standard)
         faulthandler.register(signal.SIGUSR1)
+        if keep_compiled:
+            compiler.distributed = SimpleNamespace(global_state=SimpleNamespace(process_id=0))
         try:
             sys.argv = ["command", *argv]
             status = entry.run(command)

@@ -32,8 +32,9 @@ from tests.torture.processes import LIMIT, EndedByItself, Job, forked
 STEPS_A_LIFE = 12
 ENDLESS = 10**9  # updates, which no run ever makes
 OFTEN = ("--save_interval=5", "--always_save_checkpoint=False")
-JOB = ("--mesh=fsdp:2", "--connect_timeout=60")  # of several processes: each has half of the state, and writes it
-MINUTE = 60  # seconds after which a process must have ended by itself once another one of the job is gone
+JOB = ("--mesh=fsdp:2", "--connect_timeout=30")  # of several processes: each has half of the state, and writes it
+STARVED = ("no sign of life", "did not find each other")  # what a job says on a machine that is too busy for it
+PATIENCE = 90  # seconds after which a process must have ended by itself once another one of the job is gone
 
 
 @dataclasses.dataclass
@@ -107,8 +108,8 @@ def torture(folder: Path, kills: int, seed: int, processes: int = 1) -> Report:
         try:
             _wait_for_an_instant(killed, tortured, draw)
         except EndedByItself as end:
-            killed.finish(MINUTE)
-            if processes == 1 or "no sign of life" not in str(end):
+            killed.finish(PATIENCE)
+            if processes == 1 or not any(words in str(end) for words in STARVED):
                 raise
             report.alarms += 1  # a process that a busy machine starved: the run goes on all the same
             continue
@@ -118,7 +119,7 @@ def torture(folder: Path, kills: int, seed: int, processes: int = 1) -> Report:
         report.while_starting += _steps_logged(tortured) <= max(seen, 0)
         if len(victims) < processes:
             report.of_one += 1
-            in_time = killed.finish(MINUTE)
+            in_time = killed.finish(PATIENCE)
             others = [status for i, status in killed.statuses.items() if i not in victims]
             if not in_time or not {*others} <= {1, 2}:
                 report.left_behind += len(others)
