@@ -53,7 +53,8 @@ class Ended:
 def end_of_process(argv: list[str], cwd: Path, around: Surroundings) -> Ended:
     """Run `python ARGV` in `cwd`, and hold its end to what is promised of every end."""
     python, command = sys.executable, f"exec {shlex.join([sys.executable, *argv])} {around.redirections}"
-    usual = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "LC_", "PYTEST_"))}
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "LC_", "PYTEST_"))}
+    usual = {**others, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # what is compiled runs for a moment
     process = subprocess.Popen(
         [python, "-IS", "-c", _LAUNCHER, command], cwd=cwd,
         env={**usual, "PYTHONPATH": str(ROOT), **around.variables},
