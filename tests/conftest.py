@@ -1,8 +1,8 @@
 """What the tests share: quick compilation, one prepared data set and one trained run.
 
 Programs are compiled without most optimisations and kept in pytest's cache folder: these tests compile many small ones
-and run each but a few times. Commands that the tests start as processes run as a user's would, but that they keep what
-they compile there too. pytest-xdist runs the files side by side, in processes that share what is made once here.
+and run each but a few times. So do commands that they start as processes, but for those that stand for a user's whole
+way (`as_users_compile`). pytest-xdist runs the files side by side, in processes that share what is made once here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hypothesis
 import jax
 import pytest
 
-from tests.helpers.commands import SHORT, Finished, Run, command, once
+from tests.helpers.commands import SHORT, Finished, Run, as_users_compile, command, once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,14 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # A first example compiles, and machines are busy: how long one takes says nothing.
     hypothesis.settings.register_profile("default", deadline=None)
     hypothesis.settings.load_profile("default")
-    jax.config.update("jax_disable_most_optimizations", True)
     for name, value in {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(config.cache.mkdir("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }.items():
         jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)  # of the processes that tests start
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 # The files that take longest, which begin first: else one of the processes would be left alone with them at the end.
@@ -66,7 +66,9 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     def train(folder: Path) -> None:
         out_dir = folder / "trained"
-        finished = command("train.py", "shakespeare_char_cpu", *SHORT, f"--data_dir={data_dir}", f"--out_dir={out_dir}")
+        with as_users_compile():
+            argv = ("shakespeare_char_cpu", *SHORT, f"--data_dir={data_dir}", f"--out_dir={out_dir}")
+            finished = command("train.py", *argv)
         assert finished.status == 0, finished.err
         (folder / "finished.json").write_text(json.dumps(finished))
 

@@ -74,7 +74,8 @@ class Journey:
 
     def environment(self) -> dict[str, str]:
         """Variables of a user who has the package, and an ordinary terminal."""
-        usual = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        ours = ("NO_COLOR", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # which tests set, or who starts them
+        usual = {name: value for name, value in os.environ.items() if name not in ours}
         path = os.pathsep.join([str(Path(sys.executable).parent), usual["PATH"]])
         return {**usual, "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
 

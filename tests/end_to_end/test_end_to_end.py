@@ -17,8 +17,14 @@ from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.data.dataset import open_tokens, whole_split
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights.loading import open_weights
-from tests.helpers.commands import HANGS, ROOT, command, metrics_of
+from tests.helpers.commands import HANGS, ROOT, as_users_compile, command, metrics_of
 from tests.helpers.states import assert_same_bits, state_of, tree_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_as_users_do():
+    with as_users_compile():
+        yield
 
 
 def final_loss(out):

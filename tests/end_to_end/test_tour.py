@@ -49,6 +49,7 @@ def test_it_runs_where_nothing_is_prepared(kept, tmp_path, monkeypatch):
     folder.mkdir()
     ran = nbformat.read(shutil.copy(TOUR, folder), as_version=4)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures go into the notebook, as they do for a reader
 
     NotebookClient(ran, timeout=HANGS, resources={"metadata": {"path": str(folder)}}).execute()
