@@ -14,7 +14,6 @@ from types import FrameType
 import jax
 from filelock import FileLock, Timeout
 
-from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data.files import refusals
 from nanogpt_jax.data.process import ENDING, noted
@@ -89,16 +88,16 @@ def unwritable(out_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refusals_in_one_line(settings: Settings) -> Iterator[None]:
-    """Make `RunFailed` of what the system refuses a run under way, such as room for what it writes."""
+def refusals_in_one_line(out_dir: Path) -> Iterator[None]:
+    """Make `RunFailed` of what the system refuses the run in `out_dir` under way, such as room for what it writes."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
         raise RunFailed(
-            f"the run in {settings.out_dir} could not go on ({error.strerror or error}); mend that, then "
-            + how_to_go_on(Path(settings.out_dir))
+            f"the run in {out_dir} could not go on ({error.strerror or error}); mend that, then "
+            + how_to_go_on(out_dir)
         ) from error
 
 

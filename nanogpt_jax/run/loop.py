@@ -114,7 +114,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
             held.enter_context(only_run_in(out_dir))
         places = None if mesh is None else sharding.state_shardings(mesh, state)
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
-        with refusals_in_one_line(settings), signals(received), live.shown(start, model) as view:
+        with refusals_in_one_line(out_dir), signals(received), live.shown(start, model) as view:
             stop = partial(hosts.stop_if_told, received)
             return _update_until_done(start, train_step, eval_step, state, mesh, view, stop, fails_alone)
 
@@ -226,7 +226,7 @@ def _update_until_done(
         try:
             while True:
                 step = run.step
-                done = step >= settings.max_iters or is_out_of_patience(run, settings)
+                done = step >= settings.max_iters or is_out_of_patience(run.since_best, settings.patience)
                 due = settings.save_interval is not None and step % settings.save_interval == 0
                 if not run.evaluated and (done or step % settings.eval_interval == 0):
                     with log.paused():
@@ -241,7 +241,7 @@ def _update_until_done(
                             )
                         view.evaluated(state.params)
                     run, better = _evaluated(run, losses["val"], settings)
-                    done = done or is_out_of_patience(run, settings)
+                    done = done or is_out_of_patience(run.since_best, settings.patience)
                     due = due or better or settings.always_save_checkpoint or done
                 if due and step > 0:
                     save()
@@ -289,9 +289,9 @@ def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDo
     return dataclasses.replace(run, evaluated=True, val_loss=loss, best_val_loss=best, since_best=since), better
 
 
-def is_out_of_patience(run: RunDocument, settings: Settings) -> bool:
+def is_out_of_patience(since_best: int, patience: int | None) -> bool:
     """Whether as many evaluations as `patience` have been no better than the best one before them."""
-    return settings.patience is not None and run.since_best >= settings.patience
+    return patience is not None and since_best >= patience
 
 
 def _final_loss(

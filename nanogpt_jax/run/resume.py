@@ -37,7 +37,7 @@ def resumed_settings(run: RunDocument, out_dir: str, given: Mapping[str, Any]) -
         if name in SHAPE or name == "vocab_size":
             raise UserError(f"{name}={new} does not fit the run in {out_dir}, which has {name}={old}; leave it out")
         if name not in FREE:
-            _require_allowed(f"{name}={new} where the run in {out_dir} has {name}={old}", after)
+            _require_allowed(f"{name}={new} where the run in {out_dir} has {name}={old}", after.allow_changes)
     if run.step > after.max_iters:
         raise UserError(
             f"max_iters={after.max_iters} lies behind the run in {out_dir}, at iteration {run.step}; raise it"
@@ -50,7 +50,8 @@ def require_same_data(run: RunDocument, data: str, settings: Settings) -> None:
     if run.data is not None and run.data != data:
         name = f"{settings.data_dir}/{settings.dataset}"
         _require_allowed(
-            f"the tokens of {name} are not those that the run in {settings.out_dir} was trained on", settings
+            f"the tokens of {name} are not those that the run in {settings.out_dir} was trained on",
+            settings.allow_changes,
         )
 
 
@@ -61,8 +62,8 @@ def at_a_lower_rate(settings: Settings) -> str:
     return how_to_go_on(Path(settings.out_dir), **lower, allow_changes=True)
 
 
-def _require_allowed(what: str, settings: Settings) -> None:
-    if not settings.allow_changes:
+def _require_allowed(what: str, allow_changes: bool) -> None:
+    if not allow_changes:
         raise UserError(
             f"{what}; that makes another run of it: leave it as it was, or add --allow_changes to go on all the same"
         )
