@@ -20,7 +20,10 @@ from tests.helpers.browser import CHROMIUM
 from tests.helpers.commands import ROOT
 
 # In this order in one checkout: what a page makes, a later one may use.
-DOCUMENTS = ("CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/index.md", "data/README.md")
+DOCUMENTS = (
+    "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/index.md",
+    "data/README.md",
+)  # fmt: skip
 _PROGRAMS = (
     r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|ruff|mkdocs|jupyter|srun|gcloud|torchrun|nanogpt-jax"
     r"|/usr/bin/time|\.ci/\w+)(?= |$)"
@@ -86,7 +89,7 @@ RULES = (
     Rule(r"^pip install ", why_not="the environment that runs this test was made by it; its extras are looked up"),
     Rule(r"^(FUZZ_EXAMPLES=\d+ )?pytest\b", why_not="this is it; the files that it names are looked up"),
     Rule(r"^mkdocs serve$", why_not="serves until it is stopped; .ci/run builds the site"),
-    Rule(r"^jupyter lab ", why_not="serves until it is stopped; tests/end_to_end/test_tour.py runs the notebook"),
+    Rule(r"^jupyter lab ", why_not="serves until it is stopped; test_tour.py and test_today.py run the notebooks"),
     Rule(r"^\.ci/\w+$", why_not="it runs this test"),
     Rule(r"^nanogpt-jax\b", why_not="tests/cli/test_installed.py installs the wheel and runs what it brings"),
     Rule(r"^ruff (check|format) \.$"),

@@ -8,6 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.helpers.commands import HANGS, ROOT
+from tests.helpers.notebooks import code_cells, printed, require_whole_run
 
 TOUR = ROOT / "docs" / "gpt_from_scratch.ipynb"
 AGREEMENT = re.compile(r"^(?:trained by hand|by the package) +(\d\.\d{4}) +(\d\.\d{4})$", re.M)
@@ -18,29 +19,16 @@ def kept():
     return nbformat.read(TOUR, as_version=4)
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def printed(cells):
-    return "".join(output.text for cell in cells for output in cell.outputs if output.output_type == "stream")
-
-
-def require_whole_run(notebook):
-    cells = code_cells(notebook)
-    outputs = [output for cell in cells for output in cell.outputs]
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert {output.output_type for output in outputs} == {"stream", "display_data"}  # so no "error"
-    assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}  # and no warnings
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    losses = AGREEMENT.findall(printed(cells))
+def require_agreement(notebook):
+    require_whole_run(notebook, figures=4)
+    losses = AGREEMENT.findall(printed(code_cells(notebook)))
     assert len(losses) == 2
     assert all(by_hand == by_the_package for by_hand, by_the_package in losses)
 
 
 def test_what_is_kept_is_a_whole_run_and_small(kept):
     nbformat.validate(kept)
-    require_whole_run(kept)
+    require_agreement(kept)
     assert TOUR.stat().st_size < 600_000
 
 
@@ -54,7 +42,7 @@ def test_it_runs_where_nothing_is_prepared(kept, tmp_path, monkeypatch):
 
     NotebookClient(ran, timeout=HANGS, resources={"metadata": {"path": str(folder)}}).execute()
 
-    require_whole_run(ran)
+    require_agreement(ran)
     assert (tmp_path / "data" / "shakespeare_char" / "meta.json").exists()
     exact = [[cell for cell in code_cells(n) if "exact" in cell.metadata.get("tags", ())] for n in (kept, ran)]
     assert len(exact[0]) >= 5
