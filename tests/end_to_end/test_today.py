@@ -58,7 +58,7 @@ def test_what_its_text_says_of_a_change_is_what_was_measured(kept):
         sure = abs(float(change)) >= float(luck) - 1e-3  # both are rounded
         assert sure if verdict != "luck" else abs(float(change)) <= float(luck) + 1e-3, name
         assert verdict == "luck" or (verdict == "pays") == (float(change) < 0), name
-        measured[verdict].append(name)
+        measured[verdict].append(f"{name} ({change})")
     [conclusion] = [cell.source for cell in kept.cells if VERDICT.search(cell.source)]
     assert {verdict: names.split(", ") for verdict, names in VERDICT.findall(conclusion)} == {
         verdict: names for verdict, names in measured.items() if names
