@@ -12,19 +12,10 @@ from nanogpt_jax.bench.records import FROM, RECORDS, Record
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.presets import PRESETS
+from tests.helpers.nanogpt import write_checkout
 from tests.helpers.tiny import TINY, prepare_tiny
 
 SHORT = [*TINY, "--max_iters=2", "--eval_interval=2", "--eval_iters=1"]
-# What `bench record` asks of a checkout, and no more: a program that reads its tokens, and tells a loss at the end.
-NANOGPT = """
-import pickle, sys
-import numpy as np
-meta = pickle.load(open("data/shakespeare_char/meta.pkl", "rb"))
-tokens = np.fromfile("data/shakespeare_char/train.bin", np.uint16)
-assert tokens.max() < meta["vocab_size"] and sys.argv[1] == "config/train_shakespeare_char.py"
-print("step 0: train loss 4.1, val loss 4.2")
-print("step 2000: train loss 1.8, val loss 1.9051")
-"""
 
 
 def row(words, *losses):
@@ -61,11 +52,7 @@ def test_it_trains_under_each_seed_beside_a_checkout(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     data = prepare_tiny(tmp_path)
     (data / "shakespeare_char").symlink_to(data / "tiny")
-    checkout = tmp_path / "nanoGPT"
-    (checkout / "config").mkdir(parents=True)
-    for name in ("model.py", "configurator.py"):
-        (checkout / name).touch()
-    (checkout / "train.py").write_text(NANOGPT)
+    write_checkout(tmp_path / "nanoGPT")
     files = [f"--json={tmp_path / 'out.json'}", f"--plot={tmp_path / 'out.png'}"]
     argv = ["record", "speedrun_cpu", *SHORT, f"--data_dir={data}", "--seeds=2", "--reference=nanoGPT", *files]
     assert command.main(argv) == 0

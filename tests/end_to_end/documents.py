@@ -21,8 +21,8 @@ from tests.helpers.commands import ROOT
 
 # In this order in one checkout: what a page makes, a later one may use.
 DOCUMENTS = (
-    "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/index.md",
-    "data/README.md",
+    "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/records.md",
+    "docs/index.md", "data/README.md",
 )  # fmt: skip
 _PROGRAMS = (
     r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|ruff|mkdocs|jupyter|srun|gcloud|torchrun|nanogpt-jax"
@@ -100,6 +100,10 @@ RULES = (
     Rule(r"^python -m tests\.lens_latency lens\.html$", why_not="" if CHROMIUM else "there is no Chromium"),
     Rule(r"^python -m nanogpt_jax\.compare\b", add=_FEW_STEPS),
     Rule(r"^python -m nanogpt_jax\.bench growth\b", add=f"{_BENCH} --axis=batch_size"),
+    Rule(r"^python -m nanogpt_jax\.bench record .*--steps",
+         why_not="each step takes as long as the record, which another line measures; tests/bench/test_record.py"),
+    Rule(r"^python -m nanogpt_jax\.bench record\b",
+         add="--seeds=1 --max_iters=2 --eval_iters=1 --n_layer=1 --block_size=8 --batch_size=2 --accelerator=cpu"),
     Rule(r"^python -m nanogpt_jax\.bench (all shakespeare_char|sample gpt2 --vocab_size=50304) ",
          why_not="so short, they are what the other lines of bench are"),
     Rule(r"^python -m nanogpt_jax\.bench (all|train|sample)\b", add=f"{_BENCH} --rounds=1 --max_new_tokens=2"),

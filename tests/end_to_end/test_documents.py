@@ -21,7 +21,7 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.data import assets
 from nanogpt_jax.lens.command import LensSettings
 from tests.helpers.commands import HANGS, ROOT
-from tests.helpers.torch_twin import CHECKOUT
+from tests.helpers.nanogpt import write_checkout
 
 from .documents import DOCUMENTS, QUICK, RULES, flags_in, lines, markdown_of, rule_of, shortened
 
@@ -48,8 +48,8 @@ def checkout(trained, tmp_path_factory) -> Path:
     (copy / "documents.jsonl").write_text("\n".join(documents))
     for name in ("out-a", "out-b"):
         shutil.copytree(trained.out_dir, copy / name)
-    (folder / "nanoGPT" / "out").mkdir(parents=True)
-    (folder / "nanoGPT" / "model.py").write_text(CHECKOUT)
+    write_checkout(folder / "nanoGPT")
+    (folder / "nanoGPT" / "out").mkdir()
     assert convert.main([str(trained.out_dir), str(folder / "nanoGPT" / "out" / "ckpt.pt")]) == 0
     return copy
 
