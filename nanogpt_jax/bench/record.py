@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,11 +122,12 @@ def measure_record(
 
 
 def _our_run(preset: str, changes: Mapping[str, Any], seed: int, cache: str | Path) -> Run:
+    """`nanogpt-jax train`, which finds compiled what `cache` holds, and nothing else."""
     flags = [f"--{name}={'none' if value is None else value}" for name, value in changes.items()]
     with temporary_folder() as folder:
         argv = ["-m", "nanogpt_jax", "train", preset, *flags, f"--seed={seed}", f"--out_dir={folder}/run"]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
-        return Run(seed, *_until_told(argv, Path.cwd(), environment, _OURS_ENDS))
+        elsewhere = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        return Run(seed, *_until_told(argv, Path.cwd(), {**elsewhere, "XDG_CACHE_HOME": str(cache)}, _OURS_ENDS))
 
 
 def _their_run(reference: Path, explicit: Mapping[str, Any]) -> Run:
@@ -156,7 +157,7 @@ def _until_told(argv: Sequence[str], folder: Path, environment: Mapping[str, str
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
     ) as process, undone_by_signals(process.kill):  # fmt: skip
         try:
-            told = next(_told(process, ends), None)
+            told = _told(process, ends)
             process.wait()
         except BaseException:
             process.kill()
@@ -169,14 +170,14 @@ def _until_told(argv: Sequence[str], folder: Path, environment: Mapping[str, str
     return loss, then - begin
 
 
-def _told(process: subprocess.Popen[str], ends: str) -> Iterator[tuple[float, float]]:
-    assert process.stdout is not None
+def _told(process: subprocess.Popen[str], ends: str) -> tuple[float, float] | None:
+    """The number in the first line that `ends` matches, and when it came; reads until there is no more."""
+    assert process.stdout is not None  # it is a pipe
     found = None
     for line in process.stdout:
         if found is None and (match := re.match(ends, line)):
             found = float(match[1]), time.perf_counter()
-    if found is not None:
-        yield found
+    return found
 
 
 def record_tables(name: str, record: Record | None, settings: Settings, measured: Measured) -> str:
