@@ -67,5 +67,4 @@ RECORDS: Mapping[str, Record] = {
         },
     ),
     "shakespeare_char_cpu_modern": Record("at most 1.55 after nanoGPT's 2,000 updates of 768 tokens", 1.55),
-    "laptop": Record("below 1.4697, which nanoGPT states for a GPU, in a quarter of an hour on two cores", 1.4697),
 }
