@@ -24,6 +24,7 @@ from nanogpt_jax.bench.records import FROM, Record
 from nanogpt_jax.bench.report import in_time
 from nanogpt_jax.bench.rounds import WorkerDied
 from nanogpt_jax.core.config import Settings
+from nanogpt_jax.data.commands import flags_of
 from nanogpt_jax.data.files import temporary_folder
 from nanogpt_jax.data.prepared import load_meta
 from nanogpt_jax.data.process import undone_by_signals
@@ -123,9 +124,10 @@ def measure_record(
 
 def _our_run(preset: str, changes: Mapping[str, Any], seed: int, cache: str | Path) -> Run:
     """`nanogpt-jax train`, which finds compiled what `cache` holds, and nothing else."""
-    flags = [f"--{name}={'none' if value is None else value}" for name, value in changes.items()]
+    given = {name: "none" if value is None else value for name, value in changes.items()}
     with temporary_folder() as folder:
-        argv = ["-m", "nanogpt_jax", "train", preset, *flags, f"--seed={seed}", f"--out_dir={folder}/run"]
+        flags = flags_of({**given, "seed": seed, "out_dir": Path(folder) / "run"})
+        argv = ["-m", "nanogpt_jax", "train", preset, *flags]
         elsewhere = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
         return Run(seed, *_until_told(argv, Path.cwd(), {**elsewhere, "XDG_CACHE_HOME": str(cache)}, _OURS_ENDS))
 
