@@ -247,7 +247,7 @@ def write_record_plot(path: Path, name: str, measured: Measured) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_title(name, loc="left", fontsize=10)
-    axes.set_xlabel("loss over the whole validation split (nats per token), mean and standard error")
+    axes.set_xlabel("validation loss (nats per token), mean and standard error")
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     write_figure(path, figure)
