@@ -35,7 +35,7 @@ from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run import reports
-from nanogpt_jax.run.presets import PRESETS
+from nanogpt_jax.run.presets import PRESETS, name_of
 from nanogpt_jax.weights.hf_format import hf_config_of
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     require_choice("task", task, TASKS)
     reports.require_writable(json=own["json"], plot=own["plot"])
     for name in ("seeds", "steps"):
-        if own[name] and task != "record":
+        if own[name] is not None and task != "record":
             raise UserError(f"{name} is of record alone; leave it out")
     measure = {"growth": _growth, "record": _record}.get(task, _rounds)
     try:
@@ -163,19 +163,16 @@ def _growth(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
 
 def _record(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """`record`: whole runs of a preset under several seeds, and nanoGPT's where there is a checkout."""
-    for name in ("against", "axis", "rounds", "seconds", "max_new_tokens", "quantize"):
-        if own[name] is not None:
-            raise UserError(f"{name}={own[name]} has no meaning for record, which times whole runs; leave it out")
-    held = [name for name, settings in PRESETS.items() if settings is base]
-    if base is None or not held:
+    for flag in ("against", "axis", "rounds", "seconds", "max_new_tokens", "quantize"):
+        if own[flag] is not None:
+            raise UserError(f"{flag}={own[flag]} has no meaning for record, which times whole runs; leave it out")
+    name = name_of(base)
+    if base is None or name is None:
         raise UserError(f"record measures a preset; name one of {', '.join(RECORDS)}, or another")
     for setting in ("seed", "out_dir", "init_from"):
         if setting in explicit:
             raise UserError(f"{setting}={explicit[setting]} is record's own to choose; leave it out")
-    name = held[0]
-    seeds = DEFAULT_SEEDS if own["seeds"] is None else own["seeds"]
-    require_at_least("seeds", seeds, 1)
-    require_at_most("seeds", seeds, MAX_INT, "it is kept in 32 bits")
+    seeds = _count(own, "seeds", DEFAULT_SEEDS)
     reference = None if own["reference"] is None else Path(own["reference"])
     if reference is not None:
         if not is_file(reference / "train.py"):
@@ -204,9 +201,7 @@ def plan_of(
     require_choice("against", against, AGAINST)
     quantize: Quantize = "none" if own["quantize"] is None else own["quantize"]
     require_choice("quantize", quantize, QUANTIZE)
-    rounds = DEFAULT_ROUNDS if own["rounds"] is None else own["rounds"]
-    require_at_least("rounds", rounds, 1)
-    require_at_most("rounds", rounds, MAX_INT, "it is kept in 32 bits")
+    rounds = _count(own, "rounds", DEFAULT_ROUNDS)
     seconds = _seconds(own)
     if own["axis"] is not None:
         raise UserError(f"axis={own['axis']} is of growth alone; leave it out")
@@ -255,6 +250,14 @@ def plan_of(
         quantize=quantize,
     )
     return plan, data.source, f"{', '.join(changes)} to agree with {program}" if changes else ""
+
+
+def _count(own: Mapping[str, Any], name: str, usual: int) -> int:
+    """How often, by the flag of that name."""
+    count: int = usual if own[name] is None else own[name]
+    require_at_least(name, count, 1)
+    require_at_most(name, count, MAX_INT, "it is kept in 32 bits")
+    return count
 
 
 def _seconds(own: Mapping[str, Any]) -> float:

@@ -68,9 +68,8 @@ class Row:
     error: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        losses = [run.loss for run in self.runs]
-        object.__setattr__(self, "mean", statistics.mean(losses))
-        error = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None
+        mean, error = _mean_and_error([run.loss for run in self.runs])
+        object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "error", error)
 
 
@@ -222,9 +221,14 @@ def in_nats(row: Row) -> str:
 
 def _brought(before: Row, row: Row) -> str:
     """The change of the loss, seed by seed, and its standard error."""
-    changes = [b.loss - a.loss for a, b in zip(before.runs, row.runs, strict=True)]
-    error = f" ± {statistics.stdev(changes) / math.sqrt(len(changes)):.4f}" if len(changes) > 1 else ""
-    return f"{statistics.mean(changes):+.4f}{error}"
+    mean, error = _mean_and_error([b.loss - a.loss for a, b in zip(before.runs, row.runs, strict=True)])
+    return f"{mean:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error, which a single value has none of."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.mean(values), error
 
 
 def write_record_plot(path: Path, name: str, measured: Measured) -> None:

@@ -14,7 +14,7 @@ from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings
 from nanogpt_jax.core.limits import coerced, require_choice
 from nanogpt_jax.data.commands import pasteable
-from nanogpt_jax.run.presets import PRESETS
+from nanogpt_jax.run.presets import PRESETS, name_of
 
 _DESCRIPTION = f"""\
 Train a GPT.
@@ -92,7 +92,7 @@ def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platf
 
     on_cpu = ("shakespeare_char_cpu", "speedrun_cpu")
     usual, sooner = on_cpu if platform == "cpu" else ("shakespeare_char", "shakespeare_char_modern")
-    named = next((name for name, settings in PRESETS.items() if settings is base), None)
+    named = name_of(base)
     base_or_usual = PRESETS[usual] if base is None else base
     dataset = coerced("dataset", explicit.get("dataset"), str | None, ())  # a file may say true
     asked = {**base_or_usual, "out_dir": usual_out_dir(base_or_usual, dataset), **explicit}

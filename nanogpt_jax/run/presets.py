@@ -62,6 +62,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 # fmt: on
 
 
+def name_of(settings: Mapping[str, Any] | None) -> str | None:
+    """The name of a preset's own settings, one of `PRESETS`; None if they are nobody's."""
+    return next((name for name, own in PRESETS.items() if own is settings), None)
+
+
 def preset(name: object, **changes: Any) -> Settings:
     """The settings of preset `name` with `changes` applied; `UserError` if there is no such preset."""
     if not isinstance(name, str) or name not in PRESETS:
