@@ -323,18 +323,21 @@ def _writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[Chec
             kept = open_sinks(out_dir, start.settings, run.step, run.evaluated, resuming=start.since is not None)
         hosts.wait_for_all("folder")
         checkpoints = CheckpointWriter(out_dir, start.since)
+    alone = False
     with contextlib.closing(kept):
         try:
             yield checkpoints, kept
-        except (RunFailed, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not fails_alone(error):
+        except Stopped:
+            raise
+        except Exception as error:
+            alone = fails_alone(error)
+            if not alone:
                 with contextlib.suppress(RunFailed):  # the first error is the one to tell
                     checkpoints.close()
             raise
-        except BaseException:
-            checkpoints.close()
-            raise
-        checkpoints.close()
+        finally:
+            if not alone:
+                checkpoints.close()
 
 
 @jax.jit
