@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
-from tests.helpers.commands import SHORT, Finished, Run, as_users_compile, command, once
+from tests.helpers.commands import QUICK_XLA, SHORT, Finished, Run, as_users_compile, command, once
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +38,16 @@ def pytest_configure(config: pytest.Config) -> None:
     }.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for the processes that tests start
+    if "PYTEST_XDIST_WORKER" not in os.environ and _knows(QUICK_XLA):  # else the controller has set it already
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_XLA}".strip()
+
+
+def _knows(flags: str) -> bool:
+    """Whether this XLA takes the flags: a process that it does not know one in dies, or complains."""
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    argv = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode == 0 and "xla_cpu" not in done.stderr
 
 
 # The files that take longest, which begin first: else one of the processes would be left alone with them at the end.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.commands import ROOT
+from tests.helpers.jobs import virtual_devices
 
 # In this order in one checkout: what a page makes, a later one may use.
 DOCUMENTS = (
@@ -68,7 +69,6 @@ WRAPPERS = (
 # Two updates and an evaluation of the sizes that are named; batches are small, one layer is trained, widths stay.
 _SHORT = "--max_iters=2 --eval_iters=1 --batch_size=2 --gradient_accumulation_steps=1 --n_layer=1"
 _SMALL = "--n_layer=1 --n_head=4 --n_embd=64 --block_size=8 --vocab_size=128 --dataset=shakespeare_char"
-_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count={}", "NPROC": "16"}
 _FEW_STEPS = "--steps=1 --n_layer=1 --n_head=2 --n_embd=16 --block_size=8 --batch_size=2"
 _BENCH = "--accelerator=cpu --seconds=0.01 --n_layer=1 --n_head=2 --n_embd=16 --block_size=8 --batch_size=2"
 # In every command's environment: its programs are worth little, and compiling them less.
@@ -81,7 +81,7 @@ def _has(package: str) -> bool:
 
 
 def _devices(count: int) -> dict[str, str]:
-    return {name: value.format(count) for name, value in _DEVICES.items()}
+    return {"XLA_FLAGS": virtual_devices(count)["XLA_FLAGS"], "NPROC": "16"}
 
 
 # The first one that fits a command is its rule.

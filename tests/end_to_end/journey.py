@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from nanogpt_jax.data.assets import tiny_shakespeare
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, users_environment
 from tests.helpers.terminal import terminal
 
 LIMIT = 3600  # seconds for one step: a bound against hanging, whatever the machine
@@ -74,8 +74,8 @@ class Journey:
 
     def environment(self) -> dict[str, str]:
         """Variables of a user who has the package, and an ordinary terminal."""
-        ours = ("NO_COLOR", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # which tests set, or who starts them
-        usual = {name: value for name, value in os.environ.items() if name not in ours}
+        usual = users_environment()
+        usual.pop("NO_COLOR", None)  # which whoever starts the tests may have set
         path = os.pathsep.join([str(Path(sys.executable).parent), usual["PATH"]])
         return {**usual, "PATH": path, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
 

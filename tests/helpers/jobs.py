@@ -19,7 +19,7 @@ def virtual_devices(count: int) -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "NPROC": "8",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
