@@ -20,7 +20,7 @@ from nanogpt_jax.core.train_step import (
     purpose_key,
 )
 from nanogpt_jax.run.presets import preset
-from tests.helpers.commands import command, metrics_of
+from tests.helpers.commands import as_users_compile, command, metrics_of
 from tests.helpers.tiny import prepare_tiny
 
 SETTINGS = preset("shakespeare_char_cpu", n_layer=1, dropout=0.1, warmup_iters=3)
@@ -108,9 +108,8 @@ ENVIRONMENT = {
 
 
 def test_a_run_and_its_texts_are_the_same_under_all_of_them_at_once(tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     arguments = (
-        "--max_iters=10", "--eval_interval=5", "--eval_iters=1", "--dataset=tiny", "--accelerator=cpu",
+        "--n_layer=1", "--max_iters=10", "--eval_interval=5", "--eval_iters=1", "--dataset=tiny", "--accelerator=cpu",
         f"--data_dir={prepare_tiny(tmp_path)}",
     )  # fmt: skip
     texts, params, losses = [], [], []
@@ -118,14 +117,16 @@ def test_a_run_and_its_texts_are_the_same_under_all_of_them_at_once(tmp_path, mo
         for variable, value in environment.items():
             monkeypatch.setenv(variable, value)
         out_dir = tmp_path / name
-        ran = command("train.py", "shakespeare_char_cpu", "--nan_policy=skip", *arguments, f"--out_dir={out_dir}")
+        with as_users_compile():
+            ran = command("train.py", "shakespeare_char_cpu", "--nan_policy=skip", *arguments, f"--out_dir={out_dir}")
         assert ran.status == 0, ran.err
         losses.append([(m["step"], m["split"], m["loss"]) for m in metrics_of(out_dir)])
         params.append(load_file(out_dir / "checkpoints" / "10" / "files" / "params.safetensors"))
         # each time from the plain run: what it saved is read under the switches too
-        drawn = command(
-            "sample.py", f"--out_dir={tmp_path / 'plain'}", "--num_samples=2", "--max_new_tokens=40", "--start=to"
-        )
+        with as_users_compile():
+            drawn = command(
+                "sample.py", f"--out_dir={tmp_path / 'plain'}", "--num_samples=2", "--max_new_tokens=40", "--start=to"
+            )
         assert drawn.status == 0, drawn.err
         texts.append(drawn.out)
         assert len(drawn.err.splitlines()) == bool(environment)
