@@ -131,6 +131,23 @@ RULES = (
     Rule(r"^(python|torchrun) train\.py\b", add=_SHORT),
 )  # fmt: skip
 
+# Commands that are run before a release. Other tests run their programs and flags; ordinarily they need only mean
+# something (meanings.py), as all do.
+LONG = (
+    r"tests\.(torture|seeing_cost)\b",  # tests/torture, tests/run/test_live.py
+    r"\.compare --",  # tests/compare
+    r"\.bench (all|growth|sample)\b", r"\.bench record (?!speedrun_cpu --reference)",  # tests/bench
+    r"gpt2(_xl)? --mesh=(?!data:8 )", r"gpt2_xl --remat$",  # tests/core/test_sharding.py, test_model.py
+    r"--coordinator=",  # tests/run/test_hosts.py
+    r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
+    r"train\.py shakespeare_char(_cpu)? --", r"train\.py --dataset=mine$", r"train\.py \| cat$",  # what others train
+)  # fmt: skip
+
+
+def is_long(command: str) -> bool:
+    """Whether it is run before a release only."""
+    return any(re.search(pattern, command) for pattern in LONG)
+
 
 def rule_of(command: str) -> Rule | None:
     """The first rule that fits a command."""

@@ -1,4 +1,7 @@
-"""Every line that README and the other documents tell people to type runs as it stands there, in its order."""
+"""Every line that README and the other documents tell people to type runs as it stands there, in its order.
+
+Of some, which take long and show no more than other tests do, only the arguments are tried; `pytest -m ''` runs all.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,14 @@ import pytest
 from nanogpt_jax import convert
 from nanogpt_jax.cli.sample import SampleSettings
 from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data import assets
 from nanogpt_jax.lens.command import LensSettings
 from tests.helpers.commands import HANGS, ROOT
 from tests.helpers.nanogpt import write_checkout
 
-from .documents import DOCUMENTS, QUICK, RULES, flags_in, lines, markdown_of, rule_of, shortened
+from .documents import DOCUMENTS, LONG, QUICK, RULES, Line, flags_in, is_long, lines, markdown_of, rule_of, shortened
+from .meanings import WORK, program_of, require_meaning
 
 LINES = lines()
 MADE = (".git", "out-*", "*.bin", "meta.json", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
@@ -54,7 +59,14 @@ def checkout(trained, tmp_path_factory) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.document}: {line.text}")
+def named(line: Line) -> str:
+    return f"{line.document}: {line.text}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, id=named(line), marks=[pytest.mark.release] if is_long(line.text) else []) for line in LINES],
+)
 def test_it_runs_as_written(line, checkout):
     rule = rule_of(line.text)
     assert rule is not None, f"{line.document} has a command that tests/documents.py has no rule for: {line.text}"
@@ -69,10 +81,42 @@ def test_it_runs_as_written(line, checkout):
         assert rule.says in error
 
 
+def has_meaning(line: Line) -> bool:
+    """Whether its right end is that it works; of long commands, that they begin to."""
+    status = getattr(rule_of(line.text), "status", 0)
+    return program_of(line.text) in WORK and "--help" not in line.text and (is_long(line.text) or not status)
+
+
+MEANT = [line for line in LINES if has_meaning(line)]
+
+
+@pytest.mark.parametrize("line", MEANT, ids=named)
+def test_it_means_something_as_written(line, checkout):
+    """What a rule makes shorter may hide that its own settings do not go together."""
+    require_meaning(line.text, checkout)
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("python train.py --max_itres=3", "max_iters"),
+        ("python train.py shakespear_char", "shakespear_char"),
+        ("python train.py gpt2 --mesh=fsdp:7", "fsdp:7"),
+        ("python -m nanogpt_jax.compare --position=rotary", "position='rotary'"),
+        ("python -m nanogpt_jax.bench growth --reference=../nanoGPT", "growth"),
+    ],
+)
+def test_a_slip_is_found(command, why, checkout):
+    with pytest.raises(UserError, match=why):
+        require_meaning(command, checkout)
+
+
 def test_every_rule_has_a_command():
     """The table keeps nothing of lines that have gone, and finding commands has not quietly stopped to find them."""
     used = [rule_of(line.text) for line in LINES]
     assert [rule.pattern for rule in RULES if rule not in used] == []
+    assert [pattern for pattern in LONG if not any(re.search(pattern, line.text) for line in LINES)] == []
+    assert [line.text for line in LINES if is_long(line.text) and line not in MEANT] == []
 
 
 def test_every_flag_that_is_told_of_exists():
