@@ -22,6 +22,12 @@ TINY = (
 SIMPLE = (*TINY, "--model=bigram")  # whose start takes half the time, where the model is no matter
 FOREVER = (*SIMPLE, "--max_iters=1000000000", "--eval_interval=1000000000", "--save_interval=50")
 
+# What Gloo prints of every connection, which nobody can silence. It does so piece by piece, and a job has several
+# connections at a time: on a busy machine their lines lie in each other.
+GLOO = re.compile(
+    r"\[Gloo\] Rank |\d| is connected to | peer ranks\. |Expected number of connected peer ranks is : |\n"
+)
+
 
 def start(count, *flags, devices=1, changed=()):
     """So many processes of one job; `changed` are flags of the last one alone."""
@@ -63,7 +69,7 @@ def test_processes_train_as_one(alone, data_dir, tmp_path):
     done = finish(start(2, *flags, devices=2))
     assert [each.status for each in done] == [0, 0], done
     assert f"4 x cpu, 2 hosts, mesh {mesh}; float32 matrix products, xla attention" in done[0].out
-    assert all(line.startswith("[Gloo]") for line in done[1].out.splitlines())  # which nobody can silence
+    assert GLOO.sub("", done[1].out) == "", done[1].out
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=0, abs=1e-5)
 
 
