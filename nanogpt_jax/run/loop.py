@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool
 
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import Settings
-from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, make_eval_step, make_train_step
 from nanogpt_jax.data import feed
@@ -31,6 +27,7 @@ from nanogpt_jax.run import hosts, live
 from nanogpt_jax.run.accelerator import describe
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.curves import leave_figure
+from nanogpt_jax.run.expected import beside_expected
 from nanogpt_jax.run.faults import (
     Stopped,
     memory_in_one_line,
@@ -41,16 +38,13 @@ from nanogpt_jax.run.faults import (
 )
 from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit, rounded_up
 from nanogpt_jax.run.outcome import best_beside_last
-from nanogpt_jax.run.resume import at_a_lower_rate
-from nanogpt_jax.run.run_folder import set_previous_run_aside
-from nanogpt_jax.run.sinks import Sinks, open_sinks, require_sinks
+from nanogpt_jax.run.progress import Progress, writing
+from nanogpt_jax.run.sinks import Sinks, require_sinks
 from nanogpt_jax.run.start import Data, Start, begun, resumed
-from nanogpt_jax.run.telemetry import Profile, StepLog, write_config
-from nanogpt_jax.weights.checkpoint import RunDocument
-from nanogpt_jax.weights.saving import CheckpointWriter
+from nanogpt_jax.run.telemetry import Profile
 
 # Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
-_TOKENS_PER_EVAL_STEP = 16_384
+TOKENS_PER_EVAL_STEP = 16_384
 
 EvalStep = Callable[..., Any]
 
@@ -170,7 +164,7 @@ def whole_split_loss(
 
     `stop` is called before every batch, and may raise.
     """
-    windows = min(max(1, _TOKENS_PER_EVAL_STEP // block_size), rows_in_split(file, block_size))
+    windows = min(max(1, TOKENS_PER_EVAL_STEP // block_size), rows_in_split(file, block_size))
     windows = rounded_up(windows, mesh)
     targets = len(file.tokens) - 1
     return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
@@ -205,93 +199,49 @@ def _update_until_done(
     batches = feed.ahead(lambda step: training_batch(settings, data, step, mesh), steps)
     profile = Profile(settings.profile)
     with (
-        _writing(start, fails_alone) as (checkpoints, kept),
+        writing(start, fails_alone) as (checkpoints, kept),
         contextlib.closing(batches),
         contextlib.closing(profile),
     ):
         figures = Sinks((kept, view))
-        log = StepLog(settings, figures, view.iteration, state.params, run)
-
-        def save() -> None:
-            """Save what stands behind `run.step` updates, all of which have been looked at; a bad state never."""
-            with log.paused():
-                figures.sync()
-                if not is_finite((state.params, state.opt_state)):
-                    raise RunFailed(
-                        f"iteration {run.step}: the parameters or moments are not finite, and are not saved; "
-                        + at_a_lower_rate(settings)
-                    )
-                checkpoints.save(state, dataclasses.replace(run, seconds=log.seconds(), skipped=log.skipped))
-
+        progress = Progress(start, state.params, checkpoints, figures, partial(print, flush=True), view.iteration)
         try:
             while True:
-                step = run.step
-                done = step >= settings.max_iters or is_out_of_patience(run.since_best, settings.patience)
-                due = settings.save_interval is not None and step % settings.save_interval == 0
-                if not run.evaluated and (done or step % settings.eval_interval == 0):
-                    with log.paused():
+                step = progress.run.step
+                if progress.needs_evaluation:
+                    with progress.log.paused():
                         losses = estimate_loss(eval_step, state.params, data, settings, step, mesh, stop)
-                        print(
-                            f"step {step}: train loss {losses['train_eval']:.4f}, val loss {losses['val']:.4f}",
-                            flush=True,
-                        )
-                        for split, loss in losses.items():
-                            figures.write(
-                                step, split, loss, learning_rate=log.learning_rate(step), seconds=log.seconds()
-                            )
+                        train_loss, val_loss = losses.values()
+                        print(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}", flush=True)
+                        progress.evaluated(losses)
                         view.evaluated(state.params)
-                    run, better = _evaluated(run, losses["val"], settings)
-                    done = done or is_out_of_patience(run.since_best, settings.patience)
-                    due = due or better or settings.always_save_checkpoint or done
-                if due and step > 0:
-                    save()
+                if progress.needs_saving:
+                    progress.save(state)
                 checkpoints.check()
-                if done:
+                if progress.is_done:
                     break
                 stop()
                 profile.before_update(state)
-                state, step_metrics = train_step(state, next(batches))
-                log.add(step, step_metrics)
-                run = dataclasses.replace(run, step=step + 1, evaluated=False, val_loss=None)
-            if run.step < settings.max_iters:
-                print(
-                    f"patience={settings.patience}: no better validation loss in {run.since_best} evaluations, so the "
-                    f"run ends at iteration {run.step} of {settings.max_iters}; --init_from=resume --patience=none "
-                    "goes on",
-                    flush=True,
-                )
+                state, metrics = train_step(state, next(batches))
+                progress.updated(metrics)
+            progress.tell_if_out_of_patience()
             loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, stop)
             checkpoints.wait()
             state = dataclasses.replace(state, opt_state=None)  # which is saved; its memory is for the best weights
             best = best_beside_last(
-                Path(settings.out_dir), run.step, state.params, loss,
+                Path(settings.out_dir), step, state.params, loss,
                 lambda params: whole_split_loss(eval_step, params, data.val, settings.block_size, mesh, stop)[0],
             )  # fmt: skip
         except Stopped:
-            save()
+            progress.save(state)
             checkpoints.wait()
             raise
-        figures.write(run.step, "val_whole", loss, seconds=log.seconds(), **best)
+        if among := beside_expected(settings, loss):
+            print(among, flush=True)
+        figures.write(step, "val_whole", loss, seconds=progress.log.seconds(), **best)
         if hosts.is_first():
             leave_figure(Path(settings.out_dir))
     return loss
-
-
-def _evaluated(run: RunDocument, loss: float, settings: Settings) -> tuple[RunDocument, bool]:
-    """`run` with the validation loss at its step, and whether that is the best so far."""
-    if not math.isfinite(loss):
-        if settings.nan_policy == "stop":
-            raise RunFailed(f"iteration {run.step}: val loss {loss}; {at_a_lower_rate(settings)}")
-        return dataclasses.replace(run, evaluated=True, since_best=run.since_best + 1), False
-    better = run.best_val_loss is None or loss < run.best_val_loss
-    best = loss if better else run.best_val_loss
-    since = 0 if better else run.since_best + 1
-    return dataclasses.replace(run, evaluated=True, val_loss=loss, best_val_loss=best, since_best=since), better
-
-
-def is_out_of_patience(since_best: int, patience: int | None) -> bool:
-    """Whether as many evaluations as `patience` have been no better than the best one before them."""
-    return patience is not None and since_best >= patience
 
 
 def _final_loss(
@@ -305,42 +255,3 @@ def _final_loss(
 def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> Batch:
     """The batch of update `step`."""
     return feed.random_batch(mesh, data.train, "train", settings.seed, step, settings.batch_shape, settings.block_size)
-
-
-@contextlib.contextmanager
-def _writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[CheckpointWriter, Sinks]]:
-    """The run's folder, open for writing; what is being saved when the block ends is finished.
-
-    But not by a process that fails alone: saving needs all of them, and would wait for ever.
-    """
-    out_dir, run = Path(start.settings.out_dir), start.run
-    with unwritable(out_dir):
-        kept = Sinks()  # of none: another process has them
-        if hosts.is_first():
-            if start.since is None:
-                set_previous_run_aside(out_dir)
-            write_config(out_dir, start.settings)
-            kept = open_sinks(out_dir, start.settings, run.step, run.evaluated, resuming=start.since is not None)
-        hosts.wait_for_all("folder")
-        checkpoints = CheckpointWriter(out_dir, start.since)
-    alone = False
-    with contextlib.closing(kept):
-        try:
-            yield checkpoints, kept
-        except Stopped:
-            raise
-        except Exception as error:
-            alone = fails_alone(error)
-            if not alone:
-                with contextlib.suppress(RunFailed):  # the first error is the one to tell
-                    checkpoints.close()
-            raise
-        finally:
-            if not alone:
-                checkpoints.close()
-
-
-@jax.jit
-def is_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether every number in a tree of arrays is finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

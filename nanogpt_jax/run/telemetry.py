@@ -9,7 +9,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.core.optimizer import learning_rate_schedule
-from nanogpt_jax.core.train_step import Metrics, Params, TrainState
+from nanogpt_jax.core.train_step import Params, TrainState
 from nanogpt_jax.data.files import replace_when_whole
 from nanogpt_jax.run.accelerator import peak_flops
 from nanogpt_jax.run.resume import at_a_lower_rate
@@ -69,11 +70,15 @@ class StepLog:
         tell: Callable[[str], None],
         params: Params,
         run: RunDocument,
+        note: Callable[[str], None] = partial(print, flush=True),
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`figures` takes what is known of an update, `tell` nanoGPT's line about it; `now` is the time in seconds."""
+        """`figures` takes what is known of an update, `tell` nanoGPT's line about it, `note` what went wrong with it.
+
+        `now` is the time in seconds.
+        """
         self._settings = settings
-        self._figures, self._tell = figures, tell
+        self._figures, self._tell, self._note = figures, tell, note
         self._schedule = learning_rate_schedule(settings)
         self._flops_per_iter = flops_per_token(settings, params) * settings.tokens_per_iter
         self._peak_flops = peak_flops()
@@ -81,7 +86,7 @@ class StepLog:
         self._start = now() - run.seconds
         self._apart = 0.0  # seconds that were no update's
         self._told, self._updates = now(), 0  # when the update told of last was made, and how many were since
-        self._pending: tuple[int, Metrics, float | None] | None = None
+        self._pending: tuple[int, Mapping[str, Any], float | None] | None = None
         self.skipped = run.skipped
 
     @contextlib.contextmanager
@@ -95,10 +100,10 @@ class StepLog:
     def _updating(self) -> float:
         return self._now() - self._apart
 
-    def add(self, step: int, metrics: Metrics) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Note the metrics of update `step`, still on the device, and look at those of the update before."""
         # Where Python runs ahead, an update is not made before it is looked at; where it does not, it has been made.
-        made = self._updating() if metrics["loss"].is_ready() else None  # type: ignore[attr-defined]  # it is there
+        made = self._updating() if metrics["loss"].is_ready() else None
         self.flush()
         self._pending = (step, metrics, made)
 
@@ -143,7 +148,7 @@ class StepLog:
                 f"{what}; nothing of it was saved: {at_a_lower_rate(self._settings)}, or with --nan_policy=skip"
             )
         self.skipped += 1
-        print(f"{what}; update skipped, {self.skipped} so far", flush=True)
+        self._note(f"{what}; update skipped, {self.skipped} so far")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of update `step`: skipped ones do not move the schedule."""

@@ -14,7 +14,7 @@ import pytest
 from nanogpt_jax import Batch, Bigram, init_params, init_state, make_optimizer, make_train_step, preset
 from nanogpt_jax.cli import train
 from nanogpt_jax.core.errors import RunFailed, UserError
-from nanogpt_jax.run import loop, telemetry
+from nanogpt_jax.run import loop, progress, telemetry
 from nanogpt_jax.run.run_folder import set_previous_run_aside
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
 from tests.helpers.commands import HANGS, ROOT, awaited, metrics_of
@@ -183,7 +183,7 @@ def test_a_skipped_update_changes_the_step_alone():
 
 
 def test_a_bad_state_is_never_saved(flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "is_finite", lambda state: False)
+    monkeypatch.setattr(progress, "is_finite", lambda state: False)
     with pytest.raises(RunFailed, match=r"iteration 20: the parameters or moments are not finite, and are not saved"):
         train.main([*flags, "--max_iters=40"])
     assert newest(tmp_path / "run") is None

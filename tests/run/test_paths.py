@@ -15,7 +15,7 @@ from nanogpt_jax.cli import prepare, sample, train
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data.commands import flags_to_resume
 from nanogpt_jax.lens import command
-from nanogpt_jax.run import curves, loop
+from nanogpt_jax.run import curves, loop, progress
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.weights.checkpoint import FOLDER
 from nanogpt_jax.weights.saving import LARGE
@@ -115,7 +115,7 @@ def test_commands_that_a_run_suggests_work_when_pasted(here, capsys, monkeypatch
 def test_flags_that_a_failed_run_suggests_go_on_with_it(here, capsys, monkeypatch):
     """These are for every process of the run, and so without a program."""
     with monkeypatch.context() as patch, pytest.raises(RunFailed) as failed:
-        patch.setattr(loop, "is_finite", lambda state: False)
+        patch.setattr(progress, "is_finite", lambda state: False)
         train.main(["--init_from=resume", "--out_dir=out rel", "--max_iters=3"])
     flags = str(failed.value)[str(failed.value).index("--init_from") :]
     assert train.main([*shlex.split(flags), "--max_iters=3"]) == 0
