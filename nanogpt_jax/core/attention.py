@@ -49,7 +49,7 @@ def causal_attention(
     v: Float[Array, "B K T D"],
     *,
     kernel: str = "xla",
-    dropout: float = 0.0,
+    dropout: float | Float[Array, ""] = 0.0,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B H T D"]:
     """Every position attends to itself and to what came before it.
@@ -64,7 +64,7 @@ def causal_attention(
         return on_own_heads(_splash_attention)(q, k, v)
     k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     keep = None
-    if key is not None and dropout > 0:
+    if key is not None:
         shape = (*q.shape[:-1], k.shape[-2])
         kept = jax.random.bernoulli(key, jnp.float32(1 - dropout), shape)
         keep = jnp.where(kept, 1 / (1 - dropout), 0.0).astype(jnp.float32)

@@ -7,6 +7,7 @@ file, a command line or a device; `cli/` does that and builds a `Settings` from 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints, no_type_check
@@ -170,6 +171,12 @@ class GPTConfig:
 no_type_check(GPTConfig.__init__)  # its __post_init__ says what is wrong, in a user's words
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The types of `Settings`, whose annotations are read once."""
+    return get_type_hints(Settings)
+
+
 def setting(default: Any, group: str, help: str, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field with what the command line needs to know of it."""
     return field(default=default, metadata={"group": group, "help": help, "choices": choices})
@@ -262,7 +269,7 @@ class Settings:
     # fmt: on
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints()
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             object.__setattr__(self, f.name, coerced(f.name, value, hints[f.name], f.metadata["choices"]))

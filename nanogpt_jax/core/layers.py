@@ -63,6 +63,22 @@ class Norm(nn.Module):
         return ops.layer_norm(x, scale, bias, self.epsilon)
 
 
+class Dropout(nn.Module):
+    """Each number dropped with probability `rate` and the rest scaled up to keep the mean (Srivastava et al., 2014).
+
+    Linen's own, but for a rate that may be traced.
+    """
+
+    rate: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*N C"], drops: bool) -> Float[Array, "*N C"]:
+        if not drops:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("dropout"), jnp.float32(1 - self.rate), x.shape)
+        return jnp.where(kept, x / (1 - self.rate), 0.0)
+
+
 def require_tokens(name: str, values: Any, size: int, least: int = 0) -> None:
     """Raise `UserError` if an array holds anything but whole numbers from `least` to `size` - 1, where it can be seen.
 

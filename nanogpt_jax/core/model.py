@@ -25,7 +25,7 @@ from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import ROWS, Rows, times
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.fused_loss import fused_cross_entropy
-from nanogpt_jax.core.layers import INIT_STD, Linear, Norm, Text, require_text
+from nanogpt_jax.core.layers import INIT_STD, Dropout, Linear, Norm, Text, require_text
 from nanogpt_jax.core.rope import frequencies, rotated
 
 # From this vocabulary on, the logits of a batch are worth not keeping whole.
@@ -40,6 +40,10 @@ _ACTIVATIONS = {
 
 # Gated MLPs (Shazeer, 2020): a second matrix, bent by this, scales the hidden units.
 _GATES = {"swiglu": jax.nn.silu, "geglu": ops.gelu}
+
+
+Rate = float | Float[Array, ""]
+"""A probability, in [0, 1)."""
 
 
 class KeyValues(NamedTuple):
@@ -59,6 +63,7 @@ class CausalSelfAttention(nn.Module):
     config: GPTConfig
     dtype: Any = jnp.float32
     kernel: str = "xla"
+    dropout: Rate = 0.0
 
     @nn.compact
     def __call__(
@@ -83,12 +88,12 @@ class CausalSelfAttention(nn.Module):
         self.sow("intermediates", "queries_and_keys", (q, k))  # for who asks to see them
         if cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
-            y = causal_attention(q, k, v, kernel=self.kernel, dropout=cfg.dropout, key=key)
+            y = causal_attention(q, k, v, kernel=self.kernel, dropout=self.dropout, key=key)
         else:
             cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
             y = cached_attention(q, *cache, position)
         y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(ops.merge_heads(y))
-        return nn.Dropout(cfg.dropout, deterministic=not train)(y), cache
+        return Dropout(self.dropout)(y, train and cfg.dropout > 0), cache
 
 
 class MLP(nn.Module):
@@ -96,6 +101,7 @@ class MLP(nn.Module):
 
     config: GPTConfig
     dtype: Any = jnp.float32
+    dropout: Rate = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "N C"], train: bool) -> Float[Array, "N C"]:
@@ -106,7 +112,7 @@ class MLP(nn.Module):
         else:
             h = _ACTIVATIONS[cfg.activation](h)
         y = Linear(cfg.n_embd, cfg.bias, _residual_std(cfg), self.dtype, name="c_proj")(h)
-        return nn.Dropout(cfg.dropout, deterministic=not train)(y)
+        return Dropout(self.dropout)(y, train and cfg.dropout > 0)
 
 
 class Block(nn.Module):
@@ -115,12 +121,13 @@ class Block(nn.Module):
     config: GPTConfig
     dtype: Any = jnp.float32
     kernel: str = "xla"
+    dropout: Rate = 0.0
 
     def setup(self) -> None:
         self.ln_1 = _norm(self.config)
-        self.attn = CausalSelfAttention(self.config, self.dtype, self.kernel)
+        self.attn = CausalSelfAttention(self.config, self.dtype, self.kernel, self.dropout)
         self.ln_2 = _norm(self.config)
-        self.mlp = MLP(self.config, self.dtype)
+        self.mlp = MLP(self.config, self.dtype, self.dropout)
 
     def __call__(
         self,
@@ -147,12 +154,14 @@ class GPT(nn.Module):
         kernel: which attention kernel to use over whole sequences, as `attention.choose_kernel` names it.
         remat: keep of each block only what goes in, and compute the rest again on the way back: about a third more
             work, for a fraction of the memory.
+        dropout: its rate, where the config has one at all and this is another, which may be traced; None: the config's.
     """
 
     config: GPTConfig
     dtype: Any = jnp.float32
     kernel: str = "xla"
     remat: bool = False
+    dropout: Rate | None = None
 
     def setup(self) -> None:
         cfg = self.config
@@ -160,9 +169,10 @@ class GPT(nn.Module):
         self.wte = nn.Embed(cfg.vocab_size, cfg.n_embd, embedding_init=normal)
         if cfg.position == "learned":
             self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
-        self.drop = nn.Dropout(cfg.dropout)
+        rate = cfg.dropout if self.dropout is None else self.dropout
+        self.drop = Dropout(rate)
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # static: batch, train
-        self.h = [block(cfg, self.dtype, self.kernel) for _ in range(cfg.n_layer)]
+        self.h = [block(cfg, self.dtype, self.kernel, rate) for _ in range(cfg.n_layer)]
         self.ln_f = _norm(cfg)
         if not cfg.tie_word_embeddings:
             self.lm_head = Linear(cfg.vocab_size, cfg.lm_head_bias, dtype=self.dtype)
@@ -242,7 +252,7 @@ class GPT(nn.Module):
         x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx))
         if self.config.position == "learned":
             x += ops.to_every_row(self._positions(position, T), B)
-        x = self.drop(x.reshape(B * T, -1), deterministic=not train)
+        x = self.drop(x.reshape(B * T, -1), train and self.config.dropout > 0)
         new: list[KeyValues] = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
             x, kept = block(sharding.split_by_rows(x), B, train, old, position)

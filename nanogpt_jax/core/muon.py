@@ -43,7 +43,9 @@ def orthogonalized(x: Float[Array, "*N R C"]) -> Float[Array, "*N R C"]:
     return x
 
 
-def scale_by_muon(momentum: float, columns: Callable[[str], list[int]]) -> optax.GradientTransformation:
+def scale_by_muon(
+    momentum: float | Float[Array, ""], columns: Callable[[str], list[int]]
+) -> optax.GradientTransformation:
     """Gradients of matrices to Muon's updates, before the learning rate: Nesterov momentum, then `orthogonalized`.
 
     An update is scaled by sqrt(max(1, outputs / inputs)), so that it moves outputs by about as much whatever the shape.

@@ -197,9 +197,12 @@ def sum_over_rows(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _current_mesh() -> Mapping[str, int] | None:
-    """Axis sizes of the mesh that the program is being compiled for, or None for one device."""
+    """Axis sizes of the mesh that the program is being compiled for, or None for one device.
+
+    On a mesh of another kind, as many runs have it (`many.py`), each device's program is that of one.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty else mesh.shape
+    return mesh.shape if mesh.axis_names == AXES else None
 
 
 @functools.partial(both_ways, nondiff_argnums=(1, 2))

@@ -147,18 +147,25 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(purpose_key(state.seed, "dropout"), state.step)
-        loss, grads = _accumulated(model, state.params, batch, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        if skip_nonfinite:
-            is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-            params, opt_state = optax.tree.where(is_finite, (params, opt_state), (state.params, state.opt_state))
-        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return updated(model, tx, state, batch, skip_nonfinite)
 
     # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
     return as_promised(jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)))
+
+
+def updated(
+    model: nn.Module, tx: optax.GradientTransformation, state: TrainState, batch: Batch, skip_nonfinite: bool = False
+) -> tuple[TrainState, Metrics]:
+    """One update, as `make_train_step` compiles it: what is mapped over where many runs are one program."""
+    key = jax.random.fold_in(purpose_key(state.seed, "dropout"), state.step)
+    loss, grads = _accumulated(model, state.params, batch, key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    if skip_nonfinite:
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+        params, opt_state = optax.tree.where(is_finite, (params, opt_state), (state.params, state.opt_state))
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
 def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:
@@ -187,7 +194,9 @@ def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B
     last, shorter window is padded, and so does `IGNORED` as a target.
     """
 
-    def eval_step(params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
-        return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None)
+    return as_promised(jax.jit(functools.partial(weighted_sum, model)))
 
-    return as_promised(jax.jit(eval_step))
+
+def weighted_sum(model: nn.Module, params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
+    """An evaluation, as `make_eval_step` compiles it."""
+    return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None)
