@@ -13,6 +13,7 @@ COMMANDS = {  # its module, whose `main` takes the arguments; and its line of he
     "train": ("cli.train", "train a GPT"),
     "sample": ("cli.sample", "draw text from a trained model"),
     "lens": ("lens.command", "write a page that shows what a model computes while it reads a text"),
+    "sweep": ("sweep", "train many runs in one program: seeds, or values of any setting"),
     "plot": ("plot", "draw the loss curves of runs"),
     "convert": ("convert", "take a model from nanoGPT's or Hugging Face's files, or to them"),
     "compare": ("compare.command", "compare the numbers with PyTorch's"),

@@ -21,7 +21,7 @@ from tests.helpers.tiny import TINY, prepare_tiny
 
 ROOT = Path(__file__).parent.parent
 INTERRUPTED = 130
-COMMANDS = ("train", "sample", "prepare", "convert", "plot", "lens", "compare")
+COMMANDS = ("train", "sample", "prepare", "convert", "plot", "lens", "compare", "sweep")
 
 
 def main() -> int:
@@ -57,6 +57,7 @@ def hammered(
     written.mkdir()
     argv = {
         "train": ["train.py", *flags, f"--out_dir={written / 'run'}", "--max_iters=1000000000"],
+        "sweep": ["-m", "nanogpt_jax.sweep", *flags, "--seed=0,1", f"--out_dir={written}", "--max_iters=100000"],
         "sample": ["sample.py", f"--out_dir={run}", "--start=to be", "--max_new_tokens=2000"],
         "prepare": ["data/prepare.py", str(folder / "text.txt"), f"--data_dir={written}", "--tokenizer=bpe:300"],
         "convert": ["-m", "nanogpt_jax.convert", str(run), str(written / "hf")],
@@ -80,7 +81,8 @@ def hammered(
         if end.startswith("FAULT"):
             print(f"after {at:.3f} s: {end}", flush=True)
         ends[end.partition(":\n")[0]] += 1
-        newest(written / "run")  # raises if what was saved is not whole
+        for saved in written / "run", written / "seed=0", written / "seed=1":
+            newest(saved)  # raises if what was saved is not whole
         if command == "convert":
             _remove(written / "hf")
     return ends

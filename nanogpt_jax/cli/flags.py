@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -89,17 +89,21 @@ def tell(notes: Iterable[str]) -> None:
         print(note, file=sys.stderr, flush=True)
 
 
-def add_fields(parser: Parser, settings: type) -> None:
-    """A flag for every field of a dataclass of settings, under the groups its metadata names, and nanoGPT's own."""
+def add_fields(parser: Parser, settings: type, read: Callable[[str, Any, str], Any] | None = None) -> None:
+    """A flag for every field of a dataclass of settings, under the groups its metadata names, and nanoGPT's own.
+
+    `read` makes a value of a flag's name, its type and its text, by default one of that type.
+    """
+    read = read_value if read is None else read
     hints = get_type_hints(settings)
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         group = groups.setdefault(f.metadata["group"], None) or parser.add_argument_group(f.metadata["group"])
         groups[f.metadata["group"]] = group
-        kind = _base_type(hints[f.name])
+        kind = base_type(hints[f.name])
         choices = f.metadata["choices"]
         options: dict[str, Any] = {
-            "type": partial(_read, f.name, hints[f.name]),
+            "type": partial(read, f.name, hints[f.name]),
             "help": f"{f.metadata['help']} ({_shown(f.default)})".replace("%", "%%"),
         }
         if kind is bool:
@@ -112,9 +116,10 @@ def add_fields(parser: Parser, settings: type) -> None:
 
 def _add_nanogpts_own(parser: Parser) -> None:
     group = parser.add_argument_group("nanoGPT's own", "so that its command lines carry over")
+    compiles, logs = (partial(read_value, name, bool) for name in ("compile", "wandb_log"))
     group.add_argument("--device", metavar="STR", help="cpu or cuda: the same as --accelerator=cpu or gpu")
-    parser.add_switch(group, "compile", type=partial(_read, "compile", bool), help="no effect: JAX always compiles")
-    parser.add_switch(group, "wandb_log", type=partial(_read, "wandb_log", bool), help="the same as --wandb")
+    parser.add_switch(group, "compile", type=compiles, help="no effect: JAX always compiles")
+    parser.add_switch(group, "wandb_log", type=logs, help="the same as --wandb")
     group.add_argument("--backend", metavar="STR", help="no effect: JAX brings its own")
 
 
@@ -152,16 +157,16 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _base_type(hint: Any) -> type:
+def base_type(hint: Any) -> type:
     """int of `int | None`, str of a Literal, the hint itself otherwise."""
     if isinstance(hint, types.UnionType):
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint if isinstance(hint, type) else str
 
 
-def _read(name: str, hint: Any, text: str) -> Any:
+def read_value(name: str, hint: Any, text: str) -> Any:
     """The text of a flag as a value of the field's type."""
-    kind = _base_type(hint)
+    kind = base_type(hint)
     if type(None) in get_args(hint) and text.lower() == "none":
         return None
     if kind is bool:

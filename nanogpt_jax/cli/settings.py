@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,16 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.run.presets import PRESETS, preset
 
 
-def settings_parser(command: str, arguments: str, description: str) -> Parser:
-    """A parser that takes a preset or a file, and a flag for every setting; `chosen` reads what it gives."""
+def settings_parser(
+    command: str, arguments: str, description: str, read: Callable[[str, Any, str], Any] | None = None
+) -> Parser:
+    """A parser that takes a preset or a file, and a flag for every setting; `chosen` reads what it gives.
+
+    `read` as in `add_fields`.
+    """
     parser = Parser(command, arguments, description)
     parser.add_argument("preset_or_file", nargs="?", metavar="PRESET | FILE", help="settings to start from")
-    add_fields(parser, Settings)
+    add_fields(parser, Settings, read)
     return parser
 
 

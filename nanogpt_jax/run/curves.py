@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,15 +16,18 @@ from jaxtyping import Float, Int
 from nanogpt_jax.core.errors import in_short
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.run.reports import ALARM, OURS, THEIRS, THIRD, blank_figure, write_figure
+from nanogpt_jax.run.resume import FREE
 from nanogpt_jax.run.sinks import read_metrics
+from nanogpt_jax.run.telemetry import CONFIG_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FIGURE_FILE = "loss.png"
-_PALETTE = (OURS, ALARM, THIRD, THEIRS, "#CC79A7", "#56B4E9")  # all of Okabe and Ito (2008)
+PALETTE = (OURS, ALARM, THIRD, THEIRS, "#CC79A7", "#56B4E9")  # all of Okabe and Ito (2008)
 _SMOOTHED_OVER = 1 / 25  # of the curve
+_NO_RECIPE = (FREE - {"max_iters"}) | {"seed"}
 
 
 class Series(NamedTuple):
@@ -40,6 +45,7 @@ class Curves(NamedTuple):
     val: Series
     learning_rate: Series
     whole: float | None  # the loss over the whole validation split, at the end
+    recipe: str | None  # what its updates are made by but the seed; None where that is not known
 
 
 def read_curves(out_dir: Path, name: str | None = None) -> Curves:
@@ -54,7 +60,16 @@ def read_curves(out_dir: Path, name: str | None = None) -> Curves:
 
     whole = series("val_whole").values
     train, val, rate = series("train"), series("val"), series("train", "learning_rate")
-    return Curves(name or out_dir.resolve().name, train, val, rate, whole[-1] if whole.size else None)
+    return Curves(name or out_dir.resolve().name, train, val, rate, whole[-1] if whole.size else None, _recipe(out_dir))
+
+
+def _recipe(out_dir: Path) -> str | None:
+    """The settings of a run that its losses come from, but for the seed, as one text."""
+    try:
+        settings = json.loads((out_dir / CONFIG_FILE).read_bytes())["settings"]
+        return json.dumps({name: settings[name] for name in sorted(settings) if name not in _NO_RECIPE})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_all(out_dirs: Sequence[Path]) -> list[Curves]:
@@ -65,28 +80,36 @@ def read_all(out_dirs: Sequence[Path]) -> list[Curves]:
 
 
 def loss_figure(runs: Sequence[Curves]) -> Figure:
-    """Training loss, smoothed over what it was, and validation loss; the learning rate below."""
+    """Training loss, smoothed over what it was, and validation loss; the learning rate below.
+
+    Of runs that differ in the seed alone, the band of their validation losses.
+    """
     figure = blank_figure(figsize=(8, 4.8))
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     # An automatic layout would draw all of it twice, at the end of every run.
     figure.subplots_adjust(left=0.095, right=0.885 if len(runs) == 1 else 0.98, bottom=0.1, top=0.94, hspace=0.16)
-    styles = itertools.cycle(itertools.product(("-", "--"), _PALETTE))
-    for run, (dashes, colour) in zip(runs, styles, strict=False):
-        alone = len(runs) == 1
-        val_colour = ALARM if alone else colour
-        losses.plot(*run.train, color=colour, linewidth=0.7, alpha=0.22)
-        losses.plot(run.train.steps, smoothed(run.train.values), dashes, color=colour, linewidth=1.2 if alone else 0.9)
-        losses.plot(*run.val, dashes, color=val_colour, linewidth=1.8, marker="o", markersize=3.5, label=run.name)
-        rates.plot(*run.learning_rate, dashes, color="0.35" if alone else colour, linewidth=1.2)
+    bands = by_recipe(runs)
+    single = [band[0] for band in bands.values() if len(band) == 1]
     if len(runs) == 1:
+        _draw_training(losses, runs[0], "-", OURS, 1.2)
+        draw_validation(losses, {runs[0].name: runs}, [("-", ALARM)])
         _label_ends(losses, runs[0])
         whole = "" if runs[0].whole is None else f": {runs[0].whole:.4f} nats per token over the whole validation split"
         losses.set_title(runs[0].name + whole, loc="left", fontsize=10)
     else:
+        for (dashes, colour), band in zip(styles(), bands.values(), strict=False):
+            if len(band) == 1:
+                _draw_training(losses, band[0], dashes, colour, 0.9)
+        draw_validation(losses, bands, styles())
         losses.legend(frameon=False, fontsize=9)
-        losses.set_title("dots: validation; thin lines: training, smoothed", loc="left", fontsize=10)
+        about = ["dots: validation"]
+        about += ["thin lines: training, smoothed"] * bool(single)
+        about += ["bands: from the least to the largest of the seeds"] * (len(bands) < len(runs))
+        losses.set_title("; ".join(about), loc="left", fontsize=10)
+    for (dashes, colour), band in zip(styles(), bands.values(), strict=False):
+        rates.plot(*band[0].learning_rate, dashes, color="0.35" if len(runs) == 1 else colour, linewidth=1.2)
     losses.set_ylabel("loss (nats per token)")
-    losses.set_ylim(*_range(runs))
+    losses.set_ylim(*loss_range([*(run.val for run in runs), *(run.train for run in single)]))
     rates.set(xlabel="updates made", ylabel="learning\nrate")
     rates.set_ylim(0, None)
     rates.ticklabel_format(axis="y", scilimits=(-2, 2), useMathText=True)
@@ -96,6 +119,44 @@ def loss_figure(runs: Sequence[Curves]) -> Figure:
         axes.margins(x=0.01)
     figure.align_ylabels()
     return figure
+
+
+def by_recipe(runs: Sequence[Curves]) -> dict[str, list[Curves]]:
+    """Runs that differ in the seed alone side by side, by the name of the first and how many there are."""
+    alike: dict[str, list[Curves]] = {}
+    for i, run in enumerate(runs):
+        alike.setdefault(run.recipe or f"only {i}", []).append(run)
+    return {_name_of(band): band for band in alike.values()}
+
+
+def _name_of(band: Sequence[Curves]) -> str:
+    first = band[0].name
+    if len(band) == 1:
+        return first
+    shared = re.sub(r"(^|[,/])seed=\d+", "", first)  # as a sweep names its runs
+    return f"{shared}, {len(band)} seeds" if shared else f"{len(band)} seeds"
+
+
+def draw_validation(axes: Axes, bands: Mapping[str, Sequence[Curves]], styles: Iterable[tuple[str, str]]) -> None:
+    """Validation losses: of a single run a line, of several their mean, and a band from the least to the largest."""
+    for (name, band), (dashes, colour) in zip(bands.items(), styles, strict=False):
+        steps = sorted(set.intersection(*(set(run.val.steps.tolist()) for run in band)))
+        losses = np.array([run.val.values[np.isin(run.val.steps, steps)] for run in band])
+        axes.plot(
+            steps, losses.mean(axis=0), dashes, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name
+        )
+        if len(band) > 1:
+            axes.fill_between(steps, losses.min(axis=0), losses.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _draw_training(axes: Axes, run: Curves, dashes: str, colour: str, width: float) -> None:
+    axes.plot(*run.train, color=colour, linewidth=0.7, alpha=0.22)
+    axes.plot(run.train.steps, smoothed(run.train.values), dashes, color=colour, linewidth=width)
+
+
+def styles() -> Iterator[tuple[str, str]]:
+    """Dashes and colours for one curve after the other."""
+    return itertools.cycle(itertools.product(("-", "--"), PALETTE))
 
 
 def leave_figure(out_dir: Path) -> None:
@@ -129,13 +190,12 @@ def _label_ends(axes: Axes, run: Curves) -> None:
         )  # fmt: skip
 
 
-def _range(runs: Sequence[Curves]) -> tuple[float, float]:
-    """Of losses to show: without the plunge of the first updates, which would flatten all that follows."""
+def loss_range(drawn: Iterable[Series]) -> tuple[float, float]:
+    """Of the losses to show: without the plunge of the first updates, which would flatten all that follows."""
     shown: list[Any] = []
-    for run in runs:
-        for steps, values in (run.train, run.val):
-            late = steps > 0.03 * max(steps, default=0)
-            shown.append(values[late] if late.any() else values)
+    for steps, values in drawn:
+        late = steps > 0.03 * max(steps, default=0)
+        shown.append(values[late] if late.any() else values)
     values = np.concatenate([part[np.isfinite(part)] for part in shown])
     if not values.size:
         return 0.0, 1.0

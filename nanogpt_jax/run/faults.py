@@ -27,7 +27,7 @@ SIZES = ("batch_size", "block_size", "n_layer", "n_embd")
 
 
 class Stopped(Exception):
-    """The run was told to stop by signal `number`; what leaves `trainer.train` has saved."""
+    """The run was told to stop by signal `number`; what leaves `loop.train` has saved."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,16 @@ def newest_run() -> str:
     return str(max(written, key=written.__getitem__))
 
 
-def set_previous_run_aside(out_dir: Path) -> None:
+def set_previous_run_aside(out_dir: Path, kept: Sequence[str] = _OF_A_RUN, what: str = "a run") -> None:
     """Move what an earlier run left in `out_dir` to `out_dir/previous/N`, the highest N being the latest.
 
-    Nothing is ever deleted, and a move that was cut short goes on.
+    `kept` are the names of what it may have left. Nothing is ever deleted, and a move that was cut short goes on.
     """
     aside, (single, moving) = out_dir / PREVIOUS, (out_dir / name for name in _WAITING)
-    there = [out_dir / name for name in _OF_A_RUN if exists(out_dir / name)]
+    there = [out_dir / name for name in kept if exists(out_dir / name)]
     if not there and not any(exists(path) for path in (single, moving)):
         return
-    if any(exists(aside / name) for name in _OF_A_RUN) and not exists(single):
+    if any(exists(aside / name) for name in kept) and not exists(single):
         aside.rename(single)
     aside.mkdir(exist_ok=True)
     if there:
@@ -70,4 +70,4 @@ def set_previous_run_aside(out_dir: Path) -> None:
     for waiting in (path for path in (single, moving) if exists(path)):
         number = 1 + max((int(path.name) for path in aside.iterdir() if path.name.isdecimal()), default=0)
         waiting.rename(aside / str(number))
-    print(f"{out_dir} held a run: it is in {aside / str(number)} now", flush=True)
+    print(f"{out_dir} held {what}: it is in {aside / str(number)} now", flush=True)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.train_step import Params, TrainState, abstract_state, init_params, init_state
+from nanogpt_jax.core.train_step import Params, Seed, TrainState, abstract_state, init_params, init_state
 from nanogpt_jax.data import dataset, prepare, prepared
 from nanogpt_jax.data.commands import flags_of, pasteable, to_put_in_tokens_of
 from nanogpt_jax.data.dataset import TokenFile
@@ -50,33 +52,36 @@ class Start(NamedTuple):
     since: Checkpoint | None = None  # the checkpoint that it goes on from
 
 
-def begun(settings: Settings, given: Mapping[str, Any]) -> Start:
-    """A new run, from fresh parameters or from weights that `init_from` names."""
+def begun(settings: Settings, given: Mapping[str, Any], data: Data | None = None) -> Start:
+    """A new run, from fresh parameters or from weights that `init_from` names.
+
+    `data` are those of the settings, where they have been opened already.
+    """
     if settings.init_from == "scratch":
-        data = _open_data(settings)
+        data = data or _open_data(settings)
         vocab_size = settings.gpt_config(data.vocab_size).vocab_size
         run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest())
 
         def fresh(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-            return _state_of(_placed(lambda: init_params(model, settings.seed), mesh), tx, settings, mesh)
+            return _placed(_fresh, mesh, (model, tx), np.uint32(settings.seed))
 
         return Start(settings, data, run, fresh)
     weights = open_weights(settings.init_from, settings.data_dir, settings.which)
     settings = _with_shape_of(settings, weights, given)
-    data = _open_data(settings)
+    data = data or _open_data(settings)
     _require_data_of(weights, data, settings.init_from)
     run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0, data=data.digest())
 
     def loaded(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-        return _state_of(weights.load(model, mesh), tx, settings, mesh)
+        return _placed(_around, mesh, (tx,), np.uint32(settings.seed), weights.load(model, mesh))
 
     return Start(settings, data, run, loaded)
 
 
-def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
+def resumed(settings: Settings, given: Mapping[str, Any], data: Data | None = None) -> Start:
     """The run in `out_dir`, from its newest whole checkpoint; only to evaluate it may be the best.
 
-    Raises `UserError` where it is to go on from the best: that would be another run.
+    `data` as for `begun`. Raises `UserError` where it is to go on from the best: that would be another run.
     """
     which = given.get("which", "last")
     if which == "best" and not settings.eval_only:
@@ -84,7 +89,7 @@ def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
         raise UserError(f"which=best is no place for a run to go on from; to begin a new one there: {anew}")
     checkpoint = open_which(Path(settings.out_dir), which)
     settings = resumed_settings(checkpoint.run, settings.out_dir, given)
-    data = _open_data(settings)
+    data = data or _open_data(settings)
     _require_same_tokenizer(checkpoint.run.tokenizer, data, settings.out_dir)
     digest = data.digest()
     require_same_data(checkpoint.run, digest, settings)
@@ -96,14 +101,22 @@ def resumed(settings: Settings, given: Mapping[str, Any]) -> Start:
     return Start(settings, data, run, load, checkpoint)
 
 
-def _state_of(params: Params, tx: optax.GradientTransformation, settings: Settings, mesh: Mesh | None) -> TrainState:
-    return _placed(lambda params: init_state(params, tx, settings.seed), mesh, params)
+def _fresh(model: nn.Module, tx: optax.GradientTransformation, seed: Seed) -> TrainState:
+    return init_state(init_params(model, seed), tx, seed)
 
 
-def _placed(make: Callable[..., Any], mesh: Mesh | None, *arguments: Any) -> Any:
-    """The arrays that `make` gives, each made where it belongs: no device ever holds another one's share."""
-    places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make, *arguments))
-    return jax.jit(make, out_shardings=places)(*arguments)
+def _around(tx: optax.GradientTransformation, seed: Seed, params: Params) -> TrainState:
+    return init_state(params, tx, seed)
+
+
+def _placed(make: Callable[..., Any], mesh: Mesh | None, static: tuple[Any, ...], *arguments: Any) -> Any:
+    """The arrays that `make` gives, each made where it belongs: no device ever holds another one's share.
+
+    Compiled once for all `arguments` of one shape, as the seeds of many runs are.
+    """
+    shapes = jax.eval_shape(partial(make, *static), *arguments)
+    places = None if mesh is None else sharding.state_shardings(mesh, shapes)
+    return jax.jit(make, static_argnums=range(len(static)), out_shardings=places)(*static, *arguments)
 
 
 def _open_data(settings: Settings) -> Data:

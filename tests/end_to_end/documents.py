@@ -62,6 +62,7 @@ WRAPPERS = (
     (r"\bFILE\.\.\.", "letters.txt"),
     (r"\bNAME\b", "mine"),
     (r"\bOTHER\b", "shakespeare_char"),
+    (r"\bPRESET\b", "speedrun_cpu"),
     (r"=DIR --tokenizer=WHICH$", "=nano --tokenizer=char:letters.txt"),
     (r"=WHICH\b", "=gpt2"),
 )
@@ -107,6 +108,8 @@ RULES = (
     Rule(r"^python -m nanogpt_jax\.bench (all shakespeare_char|sample gpt2 --vocab_size=50304) ",
          why_not="so short, they are what the other lines of bench are"),
     Rule(r"^python -m nanogpt_jax\.bench (all|train|sample)\b", add=f"{_BENCH} --rounds=1 --max_new_tokens=2"),
+    Rule(r"^python -m nanogpt_jax\.sweep .*--init_from=resume"),
+    Rule(r"^python -m nanogpt_jax\.sweep\b", add=f"{_SHORT} --seed=0,1 --accelerator=cpu"),
     Rule(r"^python -m nanogpt_jax\.lens\b"),
     Rule(r"^python -m nanogpt_jax\.(plot|convert)\b"),
     Rule(r"=HuggingFaceTB/", env=_NO_HUB, status=2, says="SmolLM2-135M"),

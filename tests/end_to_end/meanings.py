@@ -33,6 +33,7 @@ WORK = {
             "nanogpt_jax.bench.growth.measure_growth",
         ],
     ),
+    "nanogpt_jax.sweep": ("nanogpt_jax.sweep", ["nanogpt_jax.run.sweep.run_sweep", "nanogpt_jax.sweep.read_plan"]),
     "tests.torture": ("tests.torture.__main__", ["tests.torture.__main__.torture"]),
     "tests.torture.cost": ("tests.torture.cost", ["tests.torture.cost.seconds_by_step"]),
     "tests.seeing_cost": ("tests.seeing_cost", ["tests.seeing_cost.take_turns"]),
@@ -60,6 +61,7 @@ def require_meaning(command: str, folder: Path) -> None:
         patch.setattr(sys, "argv", [module, *argv])
         for place in _DEVICE:
             patch.setattr(f"nanogpt_jax.{place}.use_accelerator", lambda *_: "cpu")
+        patch.setattr("nanogpt_jax.run.many.a_device_for_each_core", lambda: None)
         for function in work:
             patch.setattr(function, _begin)
         main = importlib.import_module(module).main
@@ -69,7 +71,7 @@ def require_meaning(command: str, folder: Path) -> None:
         assert (folder / reference).is_dir(), command
 
 
-def _begin(*arguments: Any) -> NoReturn:
+def _begin(*arguments: Any, **_: Any) -> NoReturn:
     """In place of the work: what only the beginning of training would refuse."""
     if arguments and isinstance(settings := arguments[0], Settings):
         assert Path(settings.data_dir, settings.dataset).is_dir(), settings.dataset

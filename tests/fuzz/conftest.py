@@ -5,13 +5,10 @@ import functools
 import itertools
 import shutil
 
-import jax
 import pytest
 
-from nanogpt_jax import convert, init_state
+from nanogpt_jax import convert
 from nanogpt_jax.cli import train
-from nanogpt_jax.core.config import Settings
-from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.run import loop, start
 from tests.helpers.tiny import TINY, prepare_tiny
 
@@ -42,19 +39,10 @@ def compiled_once():
         steps.setdefault(key, make_train_step(model, tx, **options))
         return steps[key]
 
-    @functools.cache
-    def state_maker(**optimizer):
-        tx = make_optimizer(Settings(**optimizer))
-        return jax.jit(lambda params, seed: init_state(params, tx, seed), static_argnums=1)
-
-    def state_of(params, tx, settings, mesh):
-        return state_maker(grad_clip=settings.grad_clip)(params, settings.seed)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_train_step", cached_train_step)
         patch.setattr(loop, "make_eval_step", make_eval_step)
-        patch.setattr(start, "_state_of", state_of)
-        patch.setattr(start, "_placed", lambda make, mesh, *arguments: make(*arguments))
+        patch.setattr(start, "_placed", lambda make, mesh, static, *arguments: make(*static, *arguments))
         yield
 
 
