@@ -32,7 +32,7 @@ from nanogpt_jax.run.telemetry import flops_per_token
 
 
 class Training:
-    """Updates of a fresh model, as `trainer.train` makes them.
+    """Updates of a fresh model, as `loop.train` makes them.
 
     With ``spec["timed_compilation"]`` the step is compiled ahead, under the clock; else as a user's is, when first
     called.

@@ -1,7 +1,8 @@
 """`bench record NAME`: a preset trained from nothing under several seeds, as a user would, beside nanoGPT's own run.
 
-What is timed is the whole of a command, from the start of the process until the loss over the whole validation split is
-told: imports, compilation, the text made ready, every update. The first run finds nothing compiled, the others do.
+The losses are of a `sweep` over the seeds. What is timed is the whole of `train`, from the start of the process until
+the loss over the whole validation split is told: imports, compilation, the text made ready, every update. It is run
+twice: the first run finds nothing compiled, the second all.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from nanogpt_jax.data.files import temporary_folder
 from nanogpt_jax.data.prepared import load_meta
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run.reports import OURS, THEIRS, blank_figure, markdown, write_figure
+from nanogpt_jax.run.sweep_plan import read_plan
+from nanogpt_jax.run.sweep_report import mean_and_error, with_error
 
 FIRST_SEED = 1337
 # nanoGPT's README, "I only have a macbook", at its 2,000 updates.
@@ -40,15 +43,16 @@ _NANOGPT = (
 _PICKLED_META = b"(dVvocab_size\nI%d\ns."  # {"vocab_size": ...}, which nanoGPT reads by pickle
 _NANOGPT_ENDS = r"^step 2000: .*val loss ([\d.]+)"
 _OURS_ENDS = r"^final val loss ([\d.]+)"
+_SWEEP_ENDS = r"^([\d.]+) s of training"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the loss it ended with, in nats per token, and the seconds until that was known."""
+    """One run: the loss it ended with, in nats per token, and the seconds until that was known, where it was alone."""
 
     seed: int | None  # None: nanoGPT's, which has one of its own
     loss: float
-    seconds: float
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Row:
     error: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        mean, error = _mean_and_error([run.loss for run in self.runs])
+        mean, error = mean_and_error([run.loss for run in self.runs])
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "error", error)
 
@@ -79,12 +83,14 @@ class Measured:
 
     Attributes:
         record: the recipe as it is.
+        timed: its first seed by itself, with nothing compiled and once more.
         steps: from nanoGPT's recipe on, each with the changes of all before it; the last is the record's own row.
         tried: the recipe with what did not pay.
         reference: nanoGPT's own runs, whose loss is its estimate after 2,000 updates; None without a checkout.
     """
 
     record: Row
+    timed: list[Run]
     steps: list[Row]
     tried: list[Row]
     reference: Row | None
@@ -100,14 +106,13 @@ def measure_record(
     numbers = range(FIRST_SEED, FIRST_SEED + seeds)
 
     def row(words: str, preset: str, changes: Mapping[str, Any]) -> Row:
-        with temporary_folder() as cache:
-            runs = []
-            for seed in numbers:
-                runs.append(_our_run(preset, {**changes, **explicit}, seed, cache))
-                note(f"{words}, seed {seed}: {runs[-1].loss:.4f} in {runs[-1].seconds:.1f} s")
-            return Row(words, runs)
+        made = Row(words, _swept(preset, {**changes, **explicit}, numbers))
+        note(f"{words}: {in_nats(made)}")
+        return made
 
-    held = row(name, name, {})
+    with temporary_folder() as cache:
+        timed = [_our_run(name, explicit, cache) for _ in range(2)]
+    held = row(name, name, {}) if seeds > 1 else Row(name, timed[:1])
     theirs = None if reference is None else Row("nanoGPT", [_their_run(reference, explicit) for _ in range(2)])
     rows, tried = [], []
     if steps and record is not None:
@@ -118,17 +123,37 @@ def measure_record(
             rows.append(row(words, FROM, changes))
         rows += [Row(words, held.runs) for words in [*record.steps][-1:]]
         tried = [row(words, name, change) for words, change in record.tried.items()]
-    return Measured(held, rows, tried, theirs)
+    return Measured(held, timed, rows, tried, theirs)
 
 
-def _our_run(preset: str, changes: Mapping[str, Any], seed: int, cache: str | Path) -> Run:
-    """`nanogpt-jax train`, which finds compiled what `cache` holds, and nothing else."""
-    given = {name: "none" if value is None else value for name, value in changes.items()}
+def _swept(preset: str, changes: Mapping[str, Any], seeds: Sequence[int]) -> list[Run]:
+    """The runs of `nanogpt-jax sweep` over the seeds, two of them at least."""
     with temporary_folder() as folder:
-        flags = flags_of({**given, "seed": seed, "out_dir": Path(folder) / "run"})
+        out_dir = Path(folder) / "sweep"
+        flags = flags_of({**_as_given(changes), "seed": f"{seeds[0]}..{seeds[-1]}", "out_dir": out_dir})
+        _until_told(["-m", "nanogpt_jax", "sweep", preset, *flags], Path.cwd(), dict(os.environ), _SWEEP_ENDS)
+        runs = read_plan(out_dir).runs
+    failed = next((run for run in runs if run.loss is None), None)
+    if failed is not None:
+        raise WorkerDied(f"{preset} with {failed.name} has failed: {failed.why}")
+    return [Run(run.varied["seed"], run.loss) for run in runs if run.loss is not None]
+
+
+def _as_given(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as flags take them."""
+    return {name: "none" if value is None else value for name, value in changes.items()}
+
+
+def _our_run(preset: str, changes: Mapping[str, Any], cache: str | Path) -> Run:
+    """`nanogpt-jax train`, which finds compiled what `cache` holds, and nothing else."""
+    with temporary_folder() as folder:
+        flags = flags_of({**_as_given(changes), "seed": FIRST_SEED, "out_dir": Path(folder) / "run"})
         argv = ["-m", "nanogpt_jax", "train", preset, *flags]
         elsewhere = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-        return Run(seed, *_until_told(argv, Path.cwd(), {**elsewhere, "XDG_CACHE_HOME": str(cache)}, _OURS_ENDS))
+        environment = {**elsewhere, "XDG_CACHE_HOME": str(cache)}
+        run = Run(FIRST_SEED, *_until_told(argv, Path.cwd(), environment, _OURS_ENDS))
+    note(f"{preset} by itself: {run.loss:.4f} in {run.seconds:.1f} s")
+    return run
 
 
 def _their_run(reference: Path, explicit: Mapping[str, Any]) -> Run:
@@ -184,21 +209,17 @@ def _told(process: subprocess.Popen[str], ends: str) -> tuple[float, float] | No
 def record_tables(name: str, record: Record | None, settings: Settings, measured: Measured) -> str:
     """The record's own line, and what each step has brought."""
     held, theirs = measured.record, measured.reference
-    seconds = [run.seconds for run in held.runs]
-    later = f"{in_time(statistics.median(seconds[1:]))}" if len(seconds) > 1 else ""
-    head = ["record", "updates", "tokens", "loss", "from nothing compiled", "later runs"]
+    first, later = (run.seconds or math.nan for run in measured.timed)
+    head = ["record", "updates", "tokens", "loss", "from nothing compiled", "once compiled"]
     line = [
         name, f"{settings.max_iters:,}", f"{settings.max_iters * settings.tokens_per_iter:,}", in_nats(held),
-        in_time(seconds[0]), later,
+        in_time(first), in_time(later),
     ]  # fmt: skip
     parts = []
     if theirs is not None:
-        theirs_took = statistics.median(run.seconds for run in theirs.runs)
+        theirs_took = statistics.median(run.seconds or math.nan for run in theirs.runs)
         head += ["of nanoGPT's time"]
-        line += [
-            f"{seconds[0] / theirs_took:.3f}"
-            + (f", {statistics.median(seconds[1:]) / theirs_took:.3f}" if later else "")
-        ]
+        line += [f"{first / theirs_took:.3f}, {later / theirs_took:.3f}"]
         parts.append(f"nanoGPT's own run: {theirs.mean:.3f} by its estimate, in {in_time(theirs_took)}.")
     if record is not None:
         verdict = "reached" if held.mean <= record.loss else "not reached"
@@ -216,19 +237,12 @@ def record_tables(name: str, record: Record | None, settings: Settings, measured
 
 def in_nats(row: Row) -> str:
     """The mean loss and its standard error."""
-    return f"{row.mean:.4f}" + (", one seed" if row.error is None else f" ± {row.error:.4f}")
+    return with_error(row.mean, row.error) + (", one seed" if row.error is None else "")
 
 
 def _brought(before: Row, row: Row) -> str:
     """The change of the loss, seed by seed, and its standard error."""
-    mean, error = _mean_and_error([b.loss - a.loss for a, b in zip(before.runs, row.runs, strict=True)])
-    return f"{mean:+.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error, which a single value has none of."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.mean(values), error
+    return with_error(*mean_and_error([b.loss - a.loss for a, b in zip(before.runs, row.runs, strict=True)]), sign="+")
 
 
 def write_record_plot(path: Path, name: str, measured: Measured) -> None:

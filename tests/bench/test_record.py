@@ -19,7 +19,10 @@ SHORT = [*TINY, "--max_iters=2", "--eval_interval=2", "--eval_iters=1"]
 
 
 def row(words, *losses):
-    return Row(words, [Run(1337 + i, loss, 10.0 + i) for i, loss in enumerate(losses)])
+    return Row(words, [Run(1337 + i, loss) for i, loss in enumerate(losses)])
+
+
+TIMED = [Run(1337, 1.9, 20.0), Run(1337, 1.9, 10.0)]
 
 
 def test_a_row_is_the_mean_of_its_runs_and_its_standard_error():
@@ -31,10 +34,12 @@ def test_a_row_is_the_mean_of_its_runs_and_its_standard_error():
 
 def test_what_a_step_brings_is_told_seed_by_seed():
     first, second = row("nanoGPT's recipe", 2.0, 2.2), row("less", 1.9, 2.0)
-    told = record_tables("it", Record("to be low", 1.95), Settings(), Measured(second, [first, second], [], None))
+    told = record_tables(
+        "it", Record("to be low", 1.95), Settings(), Measured(second, TIMED, [first, second], [], None)
+    )
     assert "to be low. The loss of 1.95: reached." in told
     assert "| less             | 1.9500 ± 0.0500 | -0.1500 ± 0.0500 |" in told  # and not by the errors of both means
-    assert "not reached" in record_tables("it", Record("", 1.9), Settings(), Measured(second, [], [], None))
+    assert "not reached" in record_tables("it", Record("", 1.9), Settings(), Measured(second, TIMED, [], [], None))
 
 
 @pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if record.steps])
@@ -62,6 +67,8 @@ def test_it_trains_under_each_seed_beside_a_checkout(tmp_path, monkeypatch, caps
     assert [run["seed"] for run in runs] == [1337, 1338] and runs[0]["loss"] != runs[1]["loss"]
     assert measured["record"]["mean"] == statistics.mean(run["loss"] for run in runs)
     assert [run["loss"] for run in measured["reference"]["runs"]] == [1.9051, 1.9051]
+    assert all(run["seconds"] > 0 for run in measured["timed"])
+    assert measured["timed"][0]["loss"] == pytest.approx(runs[0]["loss"], abs=1e-4)  # the sweep's run of this seed
     assert f"{measured['record']['mean']:.4f} ±" in told and "nanoGPT's own run: 1.905 by its estimate" in told
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {data.name, "text.txt", "nanoGPT", "out.json", "out.png"}
