@@ -19,8 +19,15 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
     from nanogpt_jax.core.config import GPTConfig as GPTConfig
     from nanogpt_jax.core.config import Settings as Settings
     from nanogpt_jax.core.errors import UserError as UserError
+    from nanogpt_jax.core.many import make_many_eval_step as make_many_eval_step
+    from nanogpt_jax.core.many import make_many_step as make_many_step
+    from nanogpt_jax.core.many import run_of as run_of
+    from nanogpt_jax.core.many import side_by_side as side_by_side
+    from nanogpt_jax.core.many import stacked as stacked
     from nanogpt_jax.core.model import GPT as GPT
     from nanogpt_jax.core.model import Bigram as Bigram
+    from nanogpt_jax.core.optimizer import Hyperparameters as Hyperparameters
+    from nanogpt_jax.core.optimizer import hyperparameters as hyperparameters
     from nanogpt_jax.core.optimizer import make_optimizer as make_optimizer
     from nanogpt_jax.core.sampling import SamplingConfig as SamplingConfig
     from nanogpt_jax.core.sampling import generate as generate
@@ -47,6 +54,13 @@ _HOMES = {
     "make_eval_step": "core.train_step",
     "make_train_step": "core.train_step",
     "make_optimizer": "core.optimizer",
+    "Hyperparameters": "core.optimizer",
+    "hyperparameters": "core.optimizer",
+    "make_many_step": "core.many",
+    "make_many_eval_step": "core.many",
+    "stacked": "core.many",
+    "side_by_side": "core.many",
+    "run_of": "core.many",
     "SamplingConfig": "core.sampling",
     "generate": "core.sampling",
     "UserError": "core.errors",
