@@ -118,7 +118,9 @@ class TensorBoard(Sink):
         """
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(out_dir / TENSORBOARD_FOLDER), purge_step=step or None)
+        # A name of its own for each process: by itself it is that of the second, and the earlier file would be gone.
+        own = f".{step}.{os.getpid()}"
+        self._writer = SummaryWriter(str(out_dir / TENSORBOARD_FOLDER), purge_step=step or None, filename_suffix=own)
         for entry in of_this_step:
             self.write(step, entry["split"], entry.get("loss"))
 
