@@ -31,7 +31,7 @@ from .documents import DOCUMENTS, LONG, QUICK, RULES, Line, flags_in, is_long, l
 from .meanings import WORK, program_of, require_meaning
 
 LINES = lines()
-MADE = (".git", "out-*", "*.bin", "meta.json", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+MADE = (".git", "build", "dist", "out-*", "*.bin", "meta.json", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 
 
 @pytest.fixture(scope="module")
