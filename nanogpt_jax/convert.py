@@ -36,8 +36,9 @@ from nanogpt_jax.data.prepared import load_meta, load_tokenizer
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run.accelerator import use_accelerator
 from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.recipe import CONFIG_FILE
 from nanogpt_jax.run.sinks import METRICS_FILE
-from nanogpt_jax.run.telemetry import CONFIG_FILE, write_config
+from nanogpt_jax.run.telemetry import write_config
 from nanogpt_jax.weights.checkpoint import FOLDER, RunDocument
 from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
 from nanogpt_jax.weights.loading import hf_tokenizer, located, nanogpt_tokenizer, open_which, stored_settings

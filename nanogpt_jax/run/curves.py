@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +14,9 @@ from jaxtyping import Float, Int
 
 from nanogpt_jax.core.errors import in_short
 from nanogpt_jax.data.commands import pasteable
+from nanogpt_jax.run.recipe import recipe_of
 from nanogpt_jax.run.reports import ALARM, OURS, THEIRS, THIRD, blank_figure, write_figure
-from nanogpt_jax.run.resume import FREE
 from nanogpt_jax.run.sinks import read_metrics
-from nanogpt_jax.run.telemetry import CONFIG_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 FIGURE_FILE = "loss.png"
 PALETTE = (OURS, ALARM, THIRD, THEIRS, "#CC79A7", "#56B4E9")  # all of Okabe and Ito (2008)
 _SMOOTHED_OVER = 1 / 25  # of the curve
-_NO_RECIPE = (FREE - {"max_iters"}) | {"seed"}
 
 
 class Series(NamedTuple):
@@ -60,16 +57,9 @@ def read_curves(out_dir: Path, name: str | None = None) -> Curves:
 
     whole = series("val_whole").values
     train, val, rate = series("train"), series("val"), series("train", "learning_rate")
-    return Curves(name or out_dir.resolve().name, train, val, rate, whole[-1] if whole.size else None, _recipe(out_dir))
-
-
-def _recipe(out_dir: Path) -> str | None:
-    """The settings of a run that its losses come from, but for the seed, as one text."""
-    try:
-        settings = json.loads((out_dir / CONFIG_FILE).read_bytes())["settings"]
-        return json.dumps({name: settings[name] for name in sorted(settings) if name not in _NO_RECIPE})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return Curves(
+        name or out_dir.resolve().name, train, val, rate, whole[-1] if whole.size else None, recipe_of(out_dir)
+    )
 
 
 def read_all(out_dirs: Sequence[Path]) -> list[Curves]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.run.presets import PRESETS
-from nanogpt_jax.run.resume import FREE
+from nanogpt_jax.run.recipe import NO_RECIPE
 
 
 class Expected(NamedTuple):
@@ -34,7 +34,7 @@ EXPECTED: Mapping[str, Expected] = {
 }
 
 # Settings that may be others than the preset's without its losses being others.
-_NO_MATTER = (FREE - {"max_iters", "patience", "init_from"}) | {"seed"}
+_NO_MATTER = NO_RECIPE - {"patience", "init_from"}
 
 
 def beside_expected(settings: Settings, loss: float) -> str | None:

@@ -6,20 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanogpt_jax.core.config import PLACEMENT_SETTINGS, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.run.recipe import FREE
 from nanogpt_jax.weights.checkpoint import RunDocument, how_to_go_on
 from nanogpt_jax.weights.loading import SHAPE, stored_settings
-
-FREE = frozenset(
-    (
-        *PLACEMENT_SETTINGS,
-        "out_dir", "init_from", "data_dir", "accelerator", "max_iters", "eval_only", "eval_interval", "eval_iters",
-        "log_interval", "save_interval", "always_save_checkpoint", "nan_policy", "allow_changes", "profile",
-        "tensorboard", "wandb", "wandb_project", "wandb_run_name", "patience", "which",
-    )
-)  # fmt: skip
-"""Settings that a resumed run may have anew: they say how long, how often and where, and leave its updates alone."""
 
 
 def resumed_settings(run: RunDocument, out_dir: str, given: Mapping[str, Any]) -> Settings:

@@ -51,9 +51,10 @@ def run_sweep(plan: Plan, *, resuming: bool, at_once: int | None) -> str:
         held.enter_context(refusals_in_one_line(out_dir))
         held.enter_context(signals(received))
         stop = partial(hosts.stop_if_told, received)
+        groups = programs(plan)
         varying = ", ".join(f"{len(values)} of {name}" for name, values in plan.varied.items())
-        tell(f"{len(plan.runs)} runs ({varying}) in {_counted(len(programs(plan)), 'program')}; {describe()}")
-        for group in programs(plan):
+        tell(f"{len(plan.runs)} runs ({varying}) in {_counted(len(groups), 'program')}; {describe()}")
+        for group in groups:
             if not any(set(group) & set(together) for together in plan.programs):
                 plan.programs += _dealt_out(plan, group, at_once, tell)
                 write_plan(plan)

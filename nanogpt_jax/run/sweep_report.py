@@ -8,7 +8,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,4 +175,4 @@ def _compared(row: Row, runs: Sequence[PlannedRun], least: Sequence[PlannedRun])
     if not differences:
         return row
     mean, error = mean_and_error(differences)
-    return Row(row.varied, row.runs, row.failed, row.mean, row.error, row.best, mean, error)
+    return replace(row, over_least=mean, over_error=error)

@@ -22,11 +22,10 @@ from nanogpt_jax.core.optimizer import learning_rate_schedule
 from nanogpt_jax.core.train_step import Params, TrainState
 from nanogpt_jax.data.files import replace_when_whole
 from nanogpt_jax.run.accelerator import peak_flops
+from nanogpt_jax.run.recipe import CONFIG_FILE
 from nanogpt_jax.run.resume import at_a_lower_rate
 from nanogpt_jax.run.sinks import Sink
 from nanogpt_jax.weights.checkpoint import RunDocument
-
-CONFIG_FILE = "config.json"
 
 
 class Profile:
