@@ -15,7 +15,7 @@ from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import require_at_least, require_choice
 from nanogpt_jax.data.commands import pasteable
-from nanogpt_jax.run.presets import PRESETS, name_of
+from nanogpt_jax.run.presets import PRESETS, name_of, usual
 from nanogpt_jax.run.sweep_plan import MOST_RUNS, PLAN_FILE, VARYING, Plan, planned, read_plan
 
 OUT_DIR = "out-sweep"
@@ -81,9 +81,9 @@ def main(argv: Sequence[str]) -> int:
         plan = read_plan(Path(out_dir))
     else:
         if base is None:
-            usual = "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
-            print(f"no preset named: taking {usual}, which suits a {platform.upper()}")
-            base = PRESETS[usual]
+            preset = usual(platform)
+            print(f"no preset named: taking {preset}, which suits a {platform.upper()}")
+            base = PRESETS[preset]
         plan = _planned(dict(base), name_of(base), {**explicit, "out_dir": out_dir}, same_data)
     try:
         print(run_sweep(plan, resuming=resuming, at_once=at_once), flush=True)

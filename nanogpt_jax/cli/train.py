@@ -14,7 +14,7 @@ from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings
 from nanogpt_jax.core.limits import coerced, require_choice
 from nanogpt_jax.data.commands import pasteable
-from nanogpt_jax.run.presets import PRESETS, name_of
+from nanogpt_jax.run.presets import PRESETS, name_of, usual
 
 _DESCRIPTION = f"""\
 Train a GPT.
@@ -90,10 +90,9 @@ def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platf
     """
     from nanogpt_jax.run.run_folder import newest_run, usual_out_dir
 
-    on_cpu = ("shakespeare_char_cpu", "speedrun_cpu")
-    usual, sooner = on_cpu if platform == "cpu" else ("shakespeare_char", "shakespeare_char_modern")
+    suited, sooner = usual(platform), "speedrun_cpu" if platform == "cpu" else "shakespeare_char_modern"
     named = name_of(base)
-    base_or_usual = PRESETS[usual] if base is None else base
+    base_or_usual = PRESETS[suited] if base is None else base
     dataset = coerced("dataset", explicit.get("dataset"), str | None, ())  # a file may say true
     asked = {**base_or_usual, "out_dir": usual_out_dir(base_or_usual, dataset), **explicit}
     weights = asked.get("init_from", "scratch")
@@ -105,8 +104,8 @@ def _resolved(base: Mapping[str, Any] | None, explicit: Mapping[str, Any], platf
             of_it = "nothing" if "out_dir" in explicit else "the name of its folder"
             print(f"going on with the run in {asked['out_dir']} by its own settings; of {named}, {of_it} is taken")
     elif base is None and weights == "scratch":
-        print(f"no preset named: taking {usual}, which suits a {platform.upper()}")
+        print(f"no preset named: taking {suited}, which suits a {platform.upper()}")
         print(f"the same text learned sooner, by a recipe of today: {pasteable('train', sooner)}")
     elif base is None and not asked.get("eval_only"):
-        print(f"no preset named: training as {usual} does, which suits a {platform.upper()}; the model is {weights}'s")
+        print(f"no preset named: training as {suited} does, which suits a {platform.upper()}; the model is {weights}'s")
     return asked

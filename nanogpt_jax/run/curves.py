@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from nanogpt_jax.core.errors import in_short
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.run.recipe import recipe_of
-from nanogpt_jax.run.reports import ALARM, OURS, THEIRS, THIRD, blank_figure, write_figure
+from nanogpt_jax.run.reports import ALARM, OURS, THEIRS, THIRD, blank_figure, tidied, write_figure
 from nanogpt_jax.run.sinks import read_metrics
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def loss_figure(runs: Sequence[Curves]) -> Figure:
     rates.set_ylim(0, None)
     rates.ticklabel_format(axis="y", scilimits=(-2, 2), useMathText=True)
     for axes in (losses, rates):
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidied(axes)
         axes.margins(x=0.01)
     figure.align_ylabels()
     return figure

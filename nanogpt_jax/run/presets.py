@@ -62,6 +62,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 # fmt: on
 
 
+def usual(platform: str) -> str:
+    """The name of the preset that suits a platform: cpu, gpu or tpu."""
+    return "shakespeare_char_cpu" if platform == "cpu" else "shakespeare_char"
+
+
 def name_of(settings: Mapping[str, Any] | None) -> str | None:
     """The name of a preset's own settings, one of `PRESETS`; None if they are nobody's."""
     return next((name for name, own in PRESETS.items() if own is settings), None)

@@ -79,6 +79,12 @@ def blank_figure(**options: Any) -> Any:
     return Figure(**options)
 
 
+def tidied(axes: Any) -> None:
+    """Give axes a light grid, and no frame above and at the right."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def write_figure(path: Path, figure: Any) -> None:
     """Write a matplotlib figure, whole or not at all, in the format that the name ends in."""
     with replace_when_whole(path) as file:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanogpt_jax.core.errors import in_short
 from nanogpt_jax.run.curves import PALETTE, draw_validation, loss_range, read_curves, styles
-from nanogpt_jax.run.reports import blank_figure, markdown, write_figure
+from nanogpt_jax.run.reports import blank_figure, markdown, tidied, write_figure
 from nanogpt_jax.run.sweep_plan import Plan, PlannedRun, name_of_values
 
 FIGURE_FILE = "sweep.png"
@@ -138,8 +138,7 @@ def sweep_figure(plan: Plan) -> Any:
     if over:
         _draw_over(axes[1], over, groups)
     for each in axes:
-        each.grid(alpha=0.25, linewidth=0.6)
-        each.spines[["top", "right"]].set_visible(False)
+        tidied(each)
     return figure
 
 
