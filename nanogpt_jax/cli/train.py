@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     require_choice("accelerator", accelerator, ACCELERATORS)
     where = Settings(**{name: value for name, value in explicit.items() if name in PLACEMENT_SETTINGS})
     if where.compile_only is not None:
-        from nanogpt_jax.compile_only.report import report
+        from nanogpt_jax.run.compile_only.report import report
 
         tell(notes)
         base = PRESETS["gpt2"] if base is None else base

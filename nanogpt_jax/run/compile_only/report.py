@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from nanogpt_jax.compile_only.hlo_traffic import traffic
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError, in_short
@@ -27,6 +26,7 @@ from nanogpt_jax.core.train_step import Batch, abstract_state, make_train_step
 from nanogpt_jax.data.commands import to_install
 from nanogpt_jax.run.accelerator import PEAK_FLOPS
 from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.compile_only.hlo_traffic import traffic
 from nanogpt_jax.run.mesh import MeshShape, make_mesh, mesh_shape, require_fit
 from nanogpt_jax.run.telemetry import flops_per_token
 

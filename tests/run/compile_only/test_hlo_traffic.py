@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanogpt_jax.compile_only.hlo_traffic import traffic
+from nanogpt_jax.run.compile_only.hlo_traffic import traffic
 
 PROGRAM = """\
 HloModule step
