@@ -103,7 +103,7 @@ class TorchSide:
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and loss, with the matrix products in the type that the settings name."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            return self.forward(*(torch.from_numpy(part.astype(np.int64)) for part in batch))
+            return self.forward(*(torch.from_numpy(part.astype(np.int64)) for part in (batch.tokens, batch.targets)))
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every name of every parameter: a tied head has two."""

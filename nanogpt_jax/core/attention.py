@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.sharding import on_own_heads
 from nanogpt_jax.core.softmax_attention import MASKED, softmax_attention
 
@@ -51,13 +52,17 @@ def causal_attention(
     kernel: str = "xla",
     dropout: float | Float[Array, ""] = 0.0,
     key: PRNGKeyArray | None = None,
+    segments: Int[AnyArray, "B T"] | None = None,
 ) -> Float[Array, "B H T D"]:
-    """Every position attends to itself and to what came before it.
+    """Every position attends to itself and to what came before it; with `segments`, to that of its own number.
 
     K divides H: each key head is read by H / K query heads, which lie side by side (GQA: Ainslie et al., 2023).
 
     With a `key`, each attention weight is dropped with probability `dropout` and the rest scaled up to keep the mean.
+    Segments are known to ``xla`` alone, which then takes the place of the others.
     """
+    if segments is not None:
+        kernel = "xla"
     if kernel == "cudnn":
         return on_own_heads(_cudnn_attention)(q, k, v)
     if kernel == "splash" and q.shape[-2] % SPLASH_BLOCK == 0:
@@ -68,7 +73,7 @@ def causal_attention(
         shape = (*q.shape[:-1], k.shape[-2])
         kept = jax.random.bernoulli(key, jnp.float32(1 - dropout), shape)
         keep = jnp.where(kept, 1 / (1 - dropout), 0.0).astype(jnp.float32)
-    return softmax_attention(q, k, v, keep)
+    return softmax_attention(q, k, v, keep, segments)
 
 
 def cached_attention(

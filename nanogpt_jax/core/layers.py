@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from nanogpt_jax.core import ops, sharding
 from nanogpt_jax.core.decoding_weights import ROWS, times
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.lora import INT8, LORA, products
 
 INIT_STD = 0.02
 
@@ -23,7 +24,8 @@ Text = Int[ops.AnyArray, "B T"] | Shaped[ops.AnyArray, "..."]
 class Linear(nn.Module):
     """x @ kernel + bias, with the kernel drawn from N(0, std^2) and the bias at zero, as GPT-2 starts them.
 
-    `heads` are the numbers of query heads and of key heads where the outputs are queries, keys and values.
+    `heads` are the numbers of query heads and of key heads where the outputs are queries, keys and values. Where the
+    collections of `lora.py` have something for the layer, the kernel is theirs, or has a delta.
     """
 
     features: int
@@ -36,9 +38,16 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "N K"]) -> Float[Array, "N M"]:
         if self.has_variable(ROWS, "kernel"):
             y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
+        elif self.has_variable(INT8, "kernel"):
+            rows: Any = self.get_variable(INT8, "kernel")
+            y = ops.linear(x.astype(self.dtype), self._gathered((rows.weight * rows.scale[:, None]).T))
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features), jnp.float32)
             y = ops.linear(x.astype(self.dtype), self._gathered(kernel))
+        if own := self.variables.get(LORA):
+            wide = x.astype(self.dtype)
+            added = products(own, lambda a, b: wide @ a.astype(self.dtype) @ b.astype(self.dtype), self.features)
+            y += added if self.heads is None else sharding.dealt_out(added, *self.heads)
         if self.use_bias:
             y += self._gathered(self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
         return y

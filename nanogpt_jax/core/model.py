@@ -45,6 +45,9 @@ _GATES = {"swiglu": jax.nn.silu, "geglu": ops.gelu}
 Rate = float | Float[Array, ""]
 """A probability, in [0, 1)."""
 
+Segments = Int[ops.AnyArray, "B T"] | None
+"""The number of each token's text, rising along a row, where a row holds several; a token sees its own text alone."""
+
 
 class KeyValues(NamedTuple):
     """What one layer remembers of the positions it has read: keys and values of each sequence's each key head."""
@@ -73,6 +76,7 @@ class CausalSelfAttention(nn.Module):
         train: bool,
         cache: KeyValues | None,
         position: Position,
+        segments: Segments,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         heads = cfg.n_head, cfg.kv_heads
@@ -88,7 +92,7 @@ class CausalSelfAttention(nn.Module):
         self.sow("intermediates", "queries_and_keys", (q, k))  # for who asks to see them
         if cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
-            y = causal_attention(q, k, v, kernel=self.kernel, dropout=self.dropout, key=key)
+            y = causal_attention(q, k, v, kernel=self.kernel, dropout=self.dropout, key=key, segments=segments)
         else:
             cache = KeyValues(*(_write(old, new, position) for old, new in zip(cache, (k, v), strict=True)))
             y = cached_attention(q, *cache, position)
@@ -136,8 +140,9 @@ class Block(nn.Module):
         train: bool,
         cache: KeyValues | None,
         position: Position,
+        segments: Segments,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
-        y, cache = self.attn(self.ln_1(x), batch, train, cache, position)
+        y, cache = self.attn(self.ln_1(x), batch, train, cache, position, segments)
         x = x + y
         return x + self.mlp(self.ln_2(x), train), cache
 
@@ -184,15 +189,21 @@ class GPT(nn.Module):
         """
         return self.head(self.hidden(idx, train=train))
 
-    def hidden(self, idx: Text, *, train: bool = False) -> Float[Array, "B T C"]:
+    def hidden(self, idx: Text, segments: Segments = None, *, train: bool = False) -> Float[Array, "B T C"]:
         """The residual stream after the last norm: what the head reads."""
-        return self._blocks(idx, None, 0, train)[0]
+        return self._blocks(idx, None, 0, train, segments)[0]
 
     def loss(
-        self, idx: Text, targets: Int[ops.AnyArray, "B T"], weights: Float[ops.AnyArray, "B T"], *, train: bool = False
+        self,
+        idx: Text,
+        targets: Int[ops.AnyArray, "B T"],
+        weights: Float[ops.AnyArray, "B T"],
+        segments: Segments = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, ""]:
         """The weighted sum of the targets' cross-entropies, in nats."""
-        x, targets, weights = self.hidden(idx, train=train), jnp.asarray(targets), jnp.asarray(weights)
+        x, targets, weights = self.hidden(idx, segments, train=train), jnp.asarray(targets), jnp.asarray(weights)
         if self.config.vocab_size >= FUSED_LOSS_FROM and not self.config.lm_head_bias:
             fused = sharding.sum_over_rows(lambda *arrays: fused_cross_entropy(*arrays, self.config.logit_softcap))
             return fused(x.astype(self.dtype), self._head_table(), targets, weights)
@@ -240,7 +251,7 @@ class GPT(nn.Module):
         return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
     def _blocks(
-        self, idx: Text, cache: Cache | None, position: Position, train: bool
+        self, idx: Text, cache: Cache | None, position: Position, train: bool, segments: Segments = None
     ) -> tuple[Float[Array, "B T C"], Cache]:
         """The residual stream, and the cache with these positions in it; ``()`` where there is none."""
         B, T = require_text(idx, self.config.vocab_size)
@@ -249,13 +260,15 @@ class GPT(nn.Module):
                 f"a text of {T} tokens does not fit block_size={self.config.block_size}; give its last "
                 f"{self.config.block_size}, as in idx[:, -{self.config.block_size}:]"
             )
-        x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx))
-        if self.config.position == "learned":
+        x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx)).astype(jnp.float32)
+        if self.config.position == "learned" and segments is not None:
+            x += ops.embedding(sharding.gathered(self.wpe.embedding, "wpe"), _places(segments))
+        elif self.config.position == "learned":  # rotary ones are the same from wherever they are counted
             x += ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), train and self.config.dropout > 0)
         new: list[KeyValues] = []
         for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x, kept = block(sharding.split_by_rows(x), B, train, old, position)
+            x, kept = block(sharding.split_by_rows(x), B, train, old, position, segments)
             if kept is not None:
                 new.append(kept)
         return self.ln_f(x).reshape(B, T, -1), tuple(new)
@@ -282,9 +295,15 @@ class Bigram(nn.Module):
         return self.wte(idx)
 
     def loss(
-        self, idx: Text, targets: Int[ops.AnyArray, "B T"], weights: Float[ops.AnyArray, "B T"], *, train: bool = False
+        self,
+        idx: Text,
+        targets: Int[ops.AnyArray, "B T"],
+        weights: Float[ops.AnyArray, "B T"],
+        segments: Segments = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, ""]:
-        """As `GPT.loss`."""
+        """As `GPT.loss`; a token sees no other in any case."""
         return _weighted_cross_entropy(self(idx), jnp.asarray(targets), jnp.asarray(weights))
 
     def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
@@ -305,6 +324,14 @@ def _weighted_cross_entropy(
 ) -> Float[Array, ""]:
     losses = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
     return jnp.sum(losses * weights.reshape(-1))
+
+
+def _places(segments: Int[ops.AnyArray, "B T"]) -> Int[Array, "B T"]:
+    """The position of each token in its own text."""
+    segments = jnp.asarray(segments)
+    here = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
+    return here - jax.lax.cummax(jnp.where(begins, here, 0), axis=1)
 
 
 def _norm(config: GPTConfig) -> Norm:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from nanogpt_jax.core import ops
 from nanogpt_jax.core.both_ways import both_ways
+from nanogpt_jax.core.lora import A, B
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -42,6 +43,8 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: Any) -> Any:
 
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        if names[-1] in (A, B):  # thin, and whole everywhere
+            return NamedSharding(mesh, P())
         return NamedSharding(mesh, stored_spec(names[-2] if len(names) > 1 else "", leaf.shape, mesh.shape))
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -107,12 +110,10 @@ def gathered(x: Float[Array, "*K M"], layer: str, heads: tuple[int, int] | None 
         return x
     if x.ndim < 2:
         x = _constrained(x, P())
-        return _constrained(_by_device(x, *heads), P()) if heads else x
+        return _constrained(dealt_out(x, *heads), P()) if heads else x
     stored, used = stored_spec(layer, x.shape, sizes), used_spec(layer, x.shape, sizes)
     if heads:
-        x = _constrained(
-            _by_device(_constrained(x, stored), *heads), stored
-        )  # dealt out, and put together, where whole
+        x = _constrained(dealt_out(_constrained(x, stored), *heads), stored)  # dealt out, and put together, where whole
         stored = P("fsdp", "tensor")
     x = _moved(_constrained(x, stored), used, stored)
     # Rows are added to the table's gradient one by one; XLA cannot bring them to a share of both axes in one go.
@@ -135,7 +136,7 @@ def split_heads(
     return q, k, v
 
 
-def _by_device(qkv: Float[Array, "*K QKV"], heads: int, key_heads: int) -> Float[Array, "*K QKV2"]:
+def dealt_out(qkv: Float[Array, "*K QKV"], heads: int, key_heads: int) -> Float[Array, "*K QKV2"]:
     """Columns of queries, keys and values in another order: those of one device's heads side by side.
 
     A key head whose queries lie on several devices is there for each of them.

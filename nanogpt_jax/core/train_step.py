@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, Integer, PRNGKeyArray, UInt32
 
 from nanogpt_jax.core.layers import require_tokens
+from nanogpt_jax.core.lora import Base
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.switches import as_promised
 
@@ -38,27 +39,32 @@ class Batch(NamedTuple):
     Attributes:
         tokens: integers below the vocabulary's size, of shape (B, T), or (A, B, T) for A micro-batches.
         targets: the same, one position on, or `IGNORED`.
+        segments: where several texts lie one after the other in a row, the number of each token's text; it sees no
+            other, and its position is that in its own. None: a row is one text.
     """
 
     tokens: Int[AnyArray, "*A B T"]
     targets: Int[AnyArray, "*A B T"]
+    segments: Int[AnyArray, "*A B T"] | None = None
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in training, and the seed of its randomness; a checkpoint holds exactly this.
+    """All that changes in training, and the seed of its randomness; a checkpoint holds exactly this, but for the base.
 
     Attributes:
         step: number of updates made, an int32 scalar.
-        params: the model's parameters, a tree of float32 arrays.
+        params: the parameters that are trained, a tree of float32 arrays: the model's, or a delta to them.
         opt_state: the optimizer's moments and counters, as optax has them.
         seed: what dropout's keys are derived from, with the step; a uint32 scalar.
+        base: what `params` are a delta to (`lora.py`), which no update changes; None where they are the model's own.
     """
 
     step: Int32[Array, ""]
     params: Params
     opt_state: optax.OptState
     seed: UInt32[Array, ""]
+    base: Base | None = None
 
 
 no_type_check(TrainState.__init__)  # a tree of this shape may hold anything: shapes, places on a mesh
@@ -79,9 +85,12 @@ def _init_params(model: nn.Module, seed: UInt32[Array, ""]) -> Params:
 
 
 @as_promised
-def init_state(params: Params, tx: optax.GradientTransformation, seed: Seed) -> TrainState:
-    """The state before the first update: `params` as they are, and what `tx` starts with."""
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(seed, jnp.uint32))
+def init_state(params: Params, tx: optax.GradientTransformation, seed: Seed, base: Base | None = None) -> TrainState:
+    """The state before the first update: `params` as they are, and what `tx` starts with.
+
+    With a `base`, `params` are a delta to it, and alone are trained.
+    """
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), jnp.asarray(seed, jnp.uint32), base)
 
 
 @as_promised
@@ -100,21 +109,26 @@ def purpose_key(seed: Seed, purpose: str) -> PRNGKeyArray:
 
 @as_promised
 def loss_fn(
-    model: nn.Module, params: Params, batch: Batch, dropout_key: PRNGKeyArray | None = None
+    model: nn.Module,
+    params: Params,
+    batch: Batch,
+    dropout_key: PRNGKeyArray | None = None,
+    base: Base | None = None,
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the targets of a batch (B, T), in nats per token; with a key, under dropout.
 
     The mean is over the targets that are not `IGNORED`; of none it is NaN, as PyTorch's. An untrained model's is near
-    ln V, which is 4.17 for 65 characters. Differentiate it by `params`, its argument 1. Raises `UserError` for a token
-    or target outside the vocabulary; under `jit`, where none can be looked at, the loss is NaN.
+    ln V, which is 4.17 for 65 characters. Differentiate it by `params`, its argument 1, which are a delta to `base`
+    where there is one. Raises `UserError` for a token or target outside the vocabulary; under `jit`, where none can be
+    looked at, the loss is NaN.
     """
     weights = target_weights(model, batch)
-    return _weighted_loss(model, params, batch, weights / weights.sum(), dropout_key)
+    return _weighted_loss(model, params, batch, weights / weights.sum(), dropout_key, base)
 
 
 def target_weights(model: nn.Module, batch: Batch) -> Float[Array, "*A B T"]:
     """How much each target counts: one, nothing where it is `IGNORED`, and NaN outside the vocabulary."""
-    tokens, targets = batch
+    tokens, targets, _ = batch
     size = model.config.vocab_size
     require_tokens("tokens", tokens, size)
     require_tokens("targets", targets, size, least=IGNORED)
@@ -123,12 +137,18 @@ def target_weights(model: nn.Module, batch: Batch) -> Float[Array, "*A B T"]:
 
 
 def _weighted_loss(
-    model: nn.Module, params: Params, batch: Batch, weights: Float[Array, "B T"], dropout_key: PRNGKeyArray | None
+    model: nn.Module,
+    params: Params,
+    batch: Batch,
+    weights: Float[Array, "B T"],
+    dropout_key: PRNGKeyArray | None,
+    base: Base | None,
 ) -> Float[Array, ""]:
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     train = dropout_key is not None
-    variables = {"params": params}
-    loss: Any = model.apply(variables, batch.tokens, batch.targets, weights, train=train, rngs=rngs, method="loss")
+    variables = {"params": params} if base is None else base.with_delta(params)
+    tokens, targets, segments = batch
+    loss: Any = model.apply(variables, tokens, targets, weights, segments, train=train, rngs=rngs, method="loss")
     return loss
 
 
@@ -158,7 +178,7 @@ def updated(
 ) -> tuple[TrainState, Metrics]:
     """One update, as `make_train_step` compiles it: what is mapped over where many runs are one program."""
     key = jax.random.fold_in(purpose_key(state.seed, "dropout"), state.step)
-    loss, grads = _accumulated(model, state.params, batch, key)
+    loss, grads = _accumulated(model, state.params, batch, key, state.base)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -168,17 +188,19 @@ def updated(
     return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
 
 
-def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Params]:
+def _accumulated(
+    model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray, base: Base | None
+) -> tuple[Array, Params]:
     """Loss and gradient of a batch, averaged over its micro-batches if it has several."""
     value_and_grad = jax.value_and_grad(_weighted_loss, argnums=1)
     weights = target_weights(model, batch)
     if batch.tokens.ndim == 2:
-        return value_and_grad(model, params, batch, weights / weights.sum(), key)
+        return value_and_grad(model, params, batch, weights / weights.sum(), key, base)
     steps = batch.tokens.shape[0]
 
     def add(total: Any, micro: tuple[Array, Batch, Array]) -> tuple[Any, None]:
         index, micro_batch, micro_weights = micro
-        part = value_and_grad(model, params, micro_batch, micro_weights, jax.random.fold_in(key, index))
+        part = value_and_grad(model, params, micro_batch, micro_weights, jax.random.fold_in(key, index), base)
         return jax.tree.map(jnp.add, total, part), None
 
     zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
@@ -187,16 +209,19 @@ def _accumulated(model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArr
     return jax.tree.map(lambda x: x / steps, total)
 
 
-def make_eval_step(model: nn.Module) -> Callable[[Params, Batch, Float[Array, "B T"]], Float[Array, ""]]:
+def make_eval_step(model: nn.Module) -> Callable[..., Float[Array, ""]]:
     """The jitted ``eval_step(params, batch, weights)``: the weighted sum of the targets' losses, in nats, no dropout.
 
     Batch and weights are of shape (B, T). Weights of one give a plain sum; a zero leaves a target out, which is how a
-    last, shorter window is padded, and so does `IGNORED` as a target.
+    last, shorter window is padded, and so does `IGNORED` as a target. With a base as fourth argument, the parameters
+    are a delta to it.
     """
 
     return as_promised(jax.jit(functools.partial(weighted_sum, model)))
 
 
-def weighted_sum(model: nn.Module, params: Params, batch: Batch, weights: Float[Array, "B T"]) -> Float[Array, ""]:
+def weighted_sum(
+    model: nn.Module, params: Params, batch: Batch, weights: Float[Array, "B T"], base: Base | None = None
+) -> Float[Array, ""]:
     """An evaluation, as `make_eval_step` compiles it."""
-    return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None)
+    return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None, base)

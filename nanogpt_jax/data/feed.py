@@ -28,22 +28,20 @@ def random_batch(
 ) -> Batch:
     """`dataset.random_batch` on the devices: the same batch on every mesh."""
     starts = dataset.random_starts(file, stream, seed, index, shape, block_size)
-    return Batch(*_on_devices(mesh, (*shape, block_size), lambda rows: dataset.windows(file, starts[rows], block_size)))
+    return _on_devices(mesh, (*shape, block_size), lambda rows: dataset.windows(file, starts[rows], block_size))
 
 
 def whole_split(
     mesh: Mesh | None, file: TokenFile, batch_size: int, block_size: int
-) -> Iterator[tuple[Batch, jax.Array]]:
+) -> Iterator[tuple[Batch, AnyArray]]:
     """`dataset.whole_split` on the devices."""
     for first in range(0, dataset.rows_in_split(file, block_size), batch_size):
 
-        def read(rows: Rows, first: int = first) -> tuple[AnyArray, ...]:
+        def read(rows: Rows, first: int = first) -> tuple[Batch, AnyArray]:
             start, stop, _ = rows[0].indices(batch_size)
-            batch, weights = dataset.split_rows(file, first + start, stop - start, block_size)
-            return (*batch, weights)
+            return dataset.split_rows(file, first + start, stop - start, block_size)
 
-        *batch, weights = _on_devices(mesh, (batch_size, block_size), read)
-        yield Batch(*batch), weights
+        yield _on_devices(mesh, (batch_size, block_size), read)
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
@@ -64,9 +62,7 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made
         pool.shutdown(cancel_futures=True)
 
 
-def _on_devices(
-    mesh: Mesh | None, shape: tuple[int, ...], read: Callable[[Rows], tuple[AnyArray, ...]]
-) -> tuple[jax.Array, ...]:
+def _on_devices(mesh: Mesh | None, shape: tuple[int, ...], read: Callable[[Rows], Made]) -> Made:
     """Arrays of `shape`, split by rows over the mesh, from a function that reads the rows it is asked for.
 
     Rows that several devices of this process hold are read once, rows of other processes not at all.
@@ -74,7 +70,7 @@ def _on_devices(
     if mesh is None:
         return jax.device_put(read((slice(None),) * (len(shape) - 1)))
     place = batch_sharding(mesh, len(shape))
-    read_already: dict[str, tuple[AnyArray, ...]] = {}
+    read_already: dict[str, Made] = {}
     parts = []
     for device, index in place.addressable_devices_indices_map(shape).items():
         assert index is not None  # as it is for devices of other processes
@@ -82,6 +78,4 @@ def _on_devices(
         if str(rows) not in read_already:
             read_already[str(rows)] = read(rows)
         parts.append(jax.device_put(read_already[str(rows)], device))
-    return tuple(
-        jax.make_array_from_single_device_arrays(shape, place, list(each)) for each in zip(*parts, strict=True)
-    )
+    return jax.tree.map(lambda *each: jax.make_array_from_single_device_arrays(shape, place, list(each)), *parts)

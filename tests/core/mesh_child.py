@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from nanogpt_jax.core import sharding
+from nanogpt_jax.core.lora import init_delta, make_base
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import IGNORED, init_params, init_state, make_train_step
@@ -24,6 +25,7 @@ from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit
 from nanogpt_jax.run.presets import preset
 
 STEPS = 20
+KEY = np.array([0, 1], np.uint32)
 SETTINGS = preset(
     "shakespeare_char_cpu", n_layer=1, n_head=4, n_embd=32, block_size=16, batch_size=8, bias=True, dropout=0.1,
     warmup_iters=2, seed=3,
@@ -35,6 +37,7 @@ SHAPES = {
         tie_word_embeddings=False,
     ),
     "muon": dict(optimizer="muon", n_kv_head=2),
+    "lora, two texts a row": dict(position="rope", norm="rms", activation="swiglu", n_kv_head=2, bias=False),
     "one key head": dict(position="rope", n_kv_head=1),  # which each of two devices needs for its queries
 }  # fmt: skip
 FILE = TokenFile(np.random.default_rng(0).integers(0, 64, 2000).astype("<u2"), None, 64)
@@ -55,28 +58,38 @@ def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
     require_fit(shape, SETTINGS)
     mesh = None if count == 1 else make_mesh(shape, jax.devices()[:count])
 
+    tuned = shape_name.startswith("lora")
+
     def make():
-        return init_state(init_params(model, SETTINGS.seed), tx, SETTINGS.seed)
+        params = init_params(model, SETTINGS.seed)
+        if not tuned:
+            return init_state(params, tx, SETTINGS.seed)
+        return init_state(init_delta(model, KEY, 3, "attn,mlp"), tx, SETTINGS.seed, make_base(params, "float32", 2.0))
+
+    def cut(batch):
+        """Rows of two texts each, where the run is of such."""
+        halves = np.arange(settings.block_size, dtype=np.int32) >= settings.block_size // 3
+        return batch._replace(segments=jnp.broadcast_to(halves, batch.tokens.shape).astype(int)) if tuned else batch
 
     places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make))
     rows = (SETTINGS.batch_size,) if accumulate == 1 else (accumulate, SETTINGS.batch_size)
     with sharding.use(mesh):
         state = jax.jit(make, out_shardings=places)()
-        kernel = state.params["h_0"]["mlp"]["c_fc"]["kernel"]
+        kernel = (state.base.variables["params"] if tuned else state.params)["h_0"]["mlp"]["c_fc"]["kernel"]
         moments = optax.tree.get(state.opt_state, "momentum" if shape_name == "muon" else "mu")
-        moment = moments["h_0"]["mlp"]["c_fc"]["kernel"]
+        moment = moments["h_0"]["mlp"]["c_fc"]["lora_A" if tuned else "kernel"]
         found = {
             "bits": [float(np.asarray(x, np.float64).sum()) for x in jax.tree.leaves(state.params)],
             "shards": [max(s.data.size for s in x.addressable_shards) / x.size for x in (kernel, moment)],
         }
         step, losses = make_train_step(model, tx, shardings=places), []
-        batch = feed.random_batch(mesh, FILE, "train", 1, 0, rows, SETTINGS.block_size)
+        batch = cut(feed.random_batch(mesh, FILE, "train", 1, 0, rows, SETTINGS.block_size))
         program = step.lower(state, batch).compile().as_text() if mesh is not None else ""
         for i in range(STEPS):
-            batch = feed.random_batch(mesh, FILE, "train", 1, i, rows, SETTINGS.block_size)
+            batch = cut(feed.random_batch(mesh, FILE, "train", 1, i, rows, SETTINGS.block_size))
             state, metrics = step(state, partly_ignored(batch) if i == STEPS - 1 else batch)
             losses.append(float(metrics["loss"]))
-        after = state.params["h_0"]["mlp"]["c_fc"]["kernel"]
+        after = (state.base.variables["params"] if tuned else state.params)["h_0"]["mlp"]["c_fc"]["kernel"]
         found["after"] = max(s.data.size for s in after.addressable_shards) / after.size
     kinds = re.findall(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", program)
     return found | {"losses": losses, "collectives": Counter(kinds)}

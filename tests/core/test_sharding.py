@@ -30,6 +30,7 @@ RUNS = [
     ("auto", 1, SMALL, 1, "llama"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "llama"),
     ("auto", 1, SMALL, 1, "muon"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "muon"),
     ("auto", 1, SMALL, 1, "one key head"), ("data:4,tensor:2", 8, SMALL, 1, "one key head"),
+    ("auto", 1, SMALL, 1, "lora, two texts a row"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "lora, two texts a row"),
 ]  # fmt: skip
 
 
