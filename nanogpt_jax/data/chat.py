@@ -22,15 +22,18 @@ ROLES = ("system", "user", ASSISTANT)
 
 
 class Span(NamedTuple):
-    """A piece of text: whether it is learnt, and whether it is a template's own, in which special tokens are meant."""
+    """A piece of text: whether it is learnt, and whether it is a template's own, in which special tokens are meant.
+
+    Where it `ends` a text, it is the end-of-text token, or its own text where the vocabulary has no such token.
+    """
 
     text: str
     learnt: bool = False
     markup: bool = False
+    ends: bool = False
 
 
-END = Span("", learnt=True, markup=True)
-"""The end of a text: the end-of-text token, or a line end where the vocabulary has no such token."""
+END = Span("\n", learnt=True, ends=True)
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ def encoded(spans: Iterable[Span], tokenizer: Tokenizer) -> tuple[TokenIds, np.n
     ids: list[Sequence[int] | TokenIds] = []
     learnt: list[np.ndarray] = []
     for span in spans:
-        if span.markup and not span.text:
+        if span.ends:
             end = tokenizer.eot_token
-            new = tokenizer.encode_ordinary("\n") if end is None else np.array([end])
+            new = tokenizer.encode_ordinary(span.text) if end is None else np.array([end])
         else:
             new = (tokenizer.encode if span.markup else tokenizer.encode_ordinary)(span.text)
         ids.append(new)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt, UInt8
@@ -23,7 +23,8 @@ from nanogpt_jax.data.shards import Shards
 _CHUNK = 1 << 22  # marks read at a time
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Where the R rows of a split lie, and its marks.
 
     Attributes:
@@ -87,14 +88,14 @@ def rows_of_batch(rows: int, seed: int, index: int, shape: tuple[int, ...]) -> I
     """The rows of training batch `index`: one epoch after the other, each of which has every row once."""
     size = int(np.prod(shape))
     places = np.arange(index * size, (index + 1) * size)
-    epochs = [_order(rows, seed, epoch)[places[places // rows == epoch] % rows] for epoch in np.unique(places // rows)]
-    return np.concatenate(epochs).reshape(shape)
+    epochs = range(int(places[0]) // rows, int(places[-1]) // rows + 1)
+    return np.concatenate([_order(rows, seed, e)[places[places // rows == e] % rows] for e in epochs]).reshape(shape)
 
 
 @functools.lru_cache(2)  # a batch has rows of two epochs at most where there are more rows than it takes
 def _order(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " {rows}"]:
     """The order of the rows in an epoch."""
-    return np.random.Generator(np.random.Philox(key=[seed, _EPOCHS], counter=[0, 0, 0, int(epoch)])).permutation(rows)
+    return np.random.Generator(np.random.Philox(key=[seed, _EPOCHS], counter=[0, 0, 0, epoch])).permutation(rows)
 
 
 _EPOCHS = 3  # a stream of its own, beside those of `dataset.py`

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.limits import MAX_VOCAB_SIZE
@@ -219,7 +220,7 @@ class _SplitFiles:
         self.files: list[IO[bytes]] = []
         self._next()
 
-    def write(self, ids: TokenIds) -> None:
+    def write(self, ids: TokenIds | npt.NDArray[np.uint8]) -> None:
         """Add tokens at the end."""
         while self._shard_tokens is not None and self.tokens + len(ids) > self._shard_tokens * len(self.files):
             left = self._shard_tokens * len(self.files) - self.tokens
@@ -228,7 +229,7 @@ class _SplitFiles:
             self._next()
         self._append(ids)
 
-    def _append(self, ids: TokenIds) -> None:
+    def _append(self, ids: TokenIds | npt.NDArray[np.uint8]) -> None:
         self.files[-1].write(ids.astype(self._dtype).tobytes())
         self.tokens += len(ids)
 

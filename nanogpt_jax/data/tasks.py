@@ -126,7 +126,9 @@ def prepare_examples(
         with progress(f"{label} examples", None) as advance:
             for index, (where, spans) in enumerate(examples):
                 split: Split = "val" if is_validation(seed, index, val_fraction) != (index == moved) else "train"
-                yield Part(split, "".join(span.text for span in spans), ends=True, name=where, spans=spans)
+                yield Part(
+                    split, "".join(span.text for span in spans if not span.ends), ends=True, name=where, spans=spans
+                )
                 count = index + 1
                 advance(1)
 
