@@ -18,7 +18,8 @@ from nanogpt_jax.data.unknown import rescue
 from nanogpt_jax.evaluate.tasks import Choices, Completion, LastWords, Pairs, Text
 
 SEGMENTS = 50
-Tokens = Int[np.ndarray, " N"]
+Tokens = Int[np.ndarray, "..."]
+"""Token ids (N,), as models read them."""
 
 
 class Passage(NamedTuple):
@@ -118,7 +119,7 @@ def of_text(task: Text, reader: Reader, stride: int | None) -> Windows:
     return Windows(passages, segments, sizes)
 
 
-def segment_cuts(text: str) -> Int[np.ndarray, " S+1"]:
+def segment_cuts(text: str) -> Int[np.ndarray, " N"]:
     """Where a text is cut into parts of about a fiftieth of its bytes, at characters: 0, ..., the number of bytes."""
     data = text.encode()
     cuts = {0, len(data)}
@@ -196,4 +197,3 @@ def _of_line(where: str, text: str, reader: Reader) -> Tokens:
         return reader.tokens(text)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -48,10 +48,12 @@ def next_tokens(
         return jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0], jnp.argmax(logits, axis=-1) == targets
 
     def of_stream(row: tuple[Float[Array, "T C"], Int[Array, " T"]]) -> tuple[Array, Array]:
-        return judged(model.apply({"params": params}, row[0], method="head"), row[1])
+        logits: Any = model.apply({"params": params}, row[0], method="head")
+        return judged(logits, row[1])
 
     def of_tokens(row: tuple[Int[Array, " T"], Int[Array, " T"]]) -> tuple[Array, Array]:
-        return judged(model.apply({"params": params}, row[0][None])[0], row[1])
+        logits: Any = model.apply({"params": params}, row[0][None])
+        return judged(logits[0], row[1])
 
     rows = min(B, max(1, _LOGITS // (T * model.config.vocab_size)))
     if isinstance(model, GPT):  # a bigram has logits alone

@@ -117,9 +117,7 @@ def pairs_task(path: Path, limit: int | None = None) -> Pairs:
     return Pairs(path, _items(path, "the strings prompt and completion", item, limit))
 
 
-def _items(
-    path: Path, form: str, item: Callable[[int, dict[str, Any]], _Item], limit: int | None
-) -> Sequence[_Item]:
+def _items(path: Path, form: str, item: Callable[[int, dict[str, Any]], _Item], limit: int | None) -> Sequence[_Item]:
     """The items of the lines of a file, empty ones left out. Raises `UserError` that names the first bad line."""
     found: list[_Item] = []
     with refusals(path, "read"), open(path, "rb") as file:
@@ -135,9 +133,7 @@ def _items(
                 found.append(item(number, document))
             except (KeyError, ValueError, RecursionError) as error:
                 why = f"{error} is missing" if isinstance(error, KeyError) else in_short(error)
-                raise UserError(
-                    f"{path} line {number:,} is not a JSON object with {form} ({why}); mend it"
-                ) from None
+                raise UserError(f"{path} line {number:,} is not a JSON object with {form} ({why}); mend it") from None
     if not found:
         raise UserError(f"{path} has no items (0 lines); give a file of JSON objects, one a line, with {form}")
     return found
