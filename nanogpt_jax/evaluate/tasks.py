@@ -142,7 +142,7 @@ def _items(path: Path, form: str, item: Callable[[int, dict[str, Any]], _Item], 
 def _string(document: dict[str, Any], key: str) -> str:
     value = document[key]
     if not isinstance(value, str):
-        raise ValueError(f"{key} is a {type(value).__name__}")
+        raise ValueError(f"{key} is of type {type(value).__name__}")
     return value
 
 

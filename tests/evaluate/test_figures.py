@@ -17,7 +17,7 @@ def drawn(seed):
     draw = np.random.default_rng(seed)
     weights = draw.integers(5, 20, (DRAWS, N))
     hard = draw.gamma(2.0, 0.4, (DRAWS, N))
-    one, other = (weights * (hard + draw.normal(shift, 0.1, (DRAWS, N))) for shift in (0.2, 0.1))
+    one, other = (weights * (hard + draw.normal(shift, 0.04, (DRAWS, N))) for shift in (0.2, 0.1))
     return one, other, weights
 
 

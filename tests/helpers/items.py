@@ -46,7 +46,9 @@ def lambada(seed: int, count: int, longest: int) -> list[dict[str, Any]]:
 
 def pairs(seed: int, count: int, longest: int) -> list[dict[str, Any]]:
     draw = np.random.default_rng(seed)
-    return [{"prompt": f"{sentence(draw, 1, longest)}:", "completion": f" {sentence(draw, 1, 3)}"} for _ in range(count)]
+    return [
+        {"prompt": f"{sentence(draw, 1, longest)}:", "completion": f" {sentence(draw, 1, 3)}"} for _ in range(count)
+    ]
 
 
 def write_lines(path: Path, items: Iterable[Any]) -> Path:
