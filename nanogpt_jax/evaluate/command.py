@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
     tell(notes)
     models, path = given.pop("models"), given.pop("json", None)
     files = [(name, file) for name in _FILES for file in given.pop(name, [])]
+    given.pop("wandb", None)  # what nanoGPT's wandb_log stands for, which is a run's
     settings = EvaluateSettings(**given)
     if not files:
         raise UserError(f"there is nothing to evaluate on; name a file with --{', --'.join(_FILES)}")

@@ -195,11 +195,11 @@ BAD = {
         (["--pairs=missing.jsonl"], "missing.jsonl cannot be read (No such file or directory); check the name"),
         (["--lambada=."], ". cannot be read (Is a directory); it is a folder, name a file"),
         (["--lambada=no-json.jsonl"], "no-json.jsonl line 1 is not a JSON object with a string text of two words"),
-        (["--lambada=a-list.jsonl"], "line 2 is not a JSON object with a string text of two words and more (it is a list)"),
+        (["--lambada=a-list.jsonl"], "line 2 is not a JSON object with a string text of two words and more (it is a"),
         (["--lambada=latin.jsonl"], "latin.jsonl line 1 is not a JSON object with"),
         (["--lambada=no-text.jsonl"], "no-text.jsonl line 2 is not a JSON object with a string text of two words and "
          "more ('text' is missing); mend it"),
-        (["--lambada=one-word.jsonl"], "line 1 is not a JSON object with a string text of two words and more (text has no "),
+        (["--lambada=one-word.jsonl"], "line 1 is not a JSON object with a string text of two words and more (text "),
         (["--hellaswag=no-label.jsonl"], "('label' is missing); mend it"),
         (["--hellaswag=far-label.jsonl"], "(label is none of 0 to 1); mend it"),
         (["--hellaswag=true-label.jsonl"], "(label is none of 0 to 1); mend it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_a_text_s_tokens_and_bytes_are_all_counted(text, block_size, kind, data)
 def test_the_parts_of_a_text_are_about_a_fiftieth_and_whole_characters(text):
     cuts, data = segment_cuts(text), text.encode()
     assert (cuts[0], cuts[-1]) == (0, len(data)) and (np.diff(cuts) > 0).all() and len(cuts) <= 51
-    assert "".join(data[a:b].decode() for a, b in zip(cuts[:-1], cuts[1:], strict=True)) == text
+    assert "".join(data[a:b].decode() for a, b in itertools.pairwise(cuts)) == text
     assert np.diff(cuts).max() <= -(-len(data) // 50) + 3
 
 
@@ -117,8 +118,8 @@ def test_a_completion_is_followed_by_the_end_of_text_or_a_line_end():
         (
             Completion(4, "aé", "b"),
             Reader("out-a", CharTokenizer("\nab"), 8),
-            "items.jsonl line 4: the character 'é' (U+00E9) at position 1 is not among the 3 of the vocabulary; leave it "
-            "out (--unknown=drop or --unknown=space)",
+            "items.jsonl line 4: the character 'é' (U+00E9) at position 1 is not among the 3 of the vocabulary; leave "
+            "it out (--unknown=drop or --unknown=space)",
         ),
         (Completion(4, "a", "b"), Reader("out-a", CharTokenizer("ab"), 8), "items.jsonl: the character '\\n' (U+000A)"),
     ],

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-WORDS = (
-    "the a one every king queen fool ghost river crown naïve señor café garden sings walks weeps forgets keeps finds "
-    "slowly gladly never again beneath beside without over moon 日本 stone and but"
-).split()
+_WORDS = """
+the a one every king queen fool ghost river crown naïve señor café garden sings walks weeps forgets keeps finds slowly
+gladly never again beneath beside without over moon 日本 stone and but
+"""
 
 
 def sentence(draw: np.random.Generator, least: int, most: int) -> str:
     """From `least` to `most` words."""
-    return " ".join(draw.choice(WORDS, draw.integers(least, most + 1)))
+    return " ".join(draw.choice(_WORDS.split(), draw.integers(least, most + 1)))
 
 
 def text(seed: int, sentences: int) -> str:
