@@ -138,7 +138,8 @@ def _run_weights(out_dir: Path, which: str) -> Weights:
             return _cropped(checkpoint.params(like), model)
         return _cropped(_merged(checkpoint, settings, whole, mesh), model)
 
-    return Weights({name: getattr(settings, name) for name in SHAPE}, run.vocab_size, run.tokenizer, load)
+    shape = {name: getattr(settings, name) for name in SHAPE}
+    return Weights(shape, run.vocab_size, run.tokenizer, load, stops=() if run.end is None else (run.end,))
 
 
 def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> Params:
