@@ -212,9 +212,13 @@ def write_hf(folder: Path, config: GPTConfig, params: Params, begin: int | None 
     state_dict = hf_state_dict_of(params, config)
     if config.tie_word_embeddings:
         del state_dict[HEAD]
-    settings, weights = folder / "config.json", folder / "model.safetensors"
+    write_pair(folder / "config.json", document, folder / "model.safetensors", state_dict)
+
+
+def write_pair(settings: Path, document: Mapping[str, Any], weights: Path, tensors: StateDict) -> None:
+    """Write two files of one folder: the settings as JSON, and the tensors, which PyTorch's libraries then read."""
     with replace_when_whole(settings, "w") as file:
         json.dump(document, file, indent=2)
         file.write("\n")
-    save_file(state_dict, weights, metadata={"format": "pt"})  # which from_pretrained insists on
+    save_file(tensors, weights, metadata={"format": "pt"})  # which from_pretrained insists on
     weights.chmod(settings.stat().st_mode)  # safetensors makes files private
