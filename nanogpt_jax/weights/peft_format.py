@@ -6,6 +6,7 @@ It holds no weight of the base, which it names. The names and axes of the module
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -110,17 +111,26 @@ def settings_of_peft(document: Any) -> PeftSettings:
 def targets_of(modules: Sequence[str], config: GPTConfig) -> str:
     """The modules that an adapter trains as `lora_targets` names them.
 
-    As in PEFT a name means every module whose own it ends, by whole parts. Raises `UserError` for one that means none.
+    As in PEFT a name means every module whose own it ends, by whole parts. Raises `UserError` for one that means none,
+    and for modules that are trained in some of the layers alone.
     """
-    names = {_module(config, 0, path).partition(".0.")[2]: path for path in layers_of(config, "attn,mlp")}
-    meant = {module: [name for name in names if f".{name}".endswith(f".{module}")] for module in modules}
-    for module, found in meant.items():
-        if not found:
-            raise UserError(
-                f"target_modules names {module!r}, and what may be trained here is {', '.join(names)}; {_MERGE}"
-            )
-    asked = {name for found in meant.values() for name in found}
-    return ",".join(f"{path[0]}.{path[-1]}" for name, path in names.items() if name in asked)
+    paths = layers_of(config, "attn,mlp")
+    ends: dict[str, set[tuple[int, tuple[str, ...]]]] = {}
+    for layer, path in itertools.product(range(config.n_layer), paths):
+        parts = _module(config, layer, path).split(".")
+        for start in range(len(parts)):
+            ends.setdefault(".".join(parts[start:]), set()).add((layer, path))
+    for module in modules:
+        if module not in ends:
+            known = ", ".join(modules_of("attn,mlp", config))
+            raise UserError(f"target_modules names {module!r}, and what may be trained here is {known}; {_MERGE}")
+    asked = set().union(*(ends[module] for module in modules))
+    trained = [path for path in paths if any((layer, path) in asked for layer in range(config.n_layer))]
+    for layer, path in itertools.product(range(config.n_layer), trained):
+        if (layer, path) not in asked:
+            lacking = _module(config, layer, path)
+            raise UserError(f"target_modules leaves out {lacking!r}, and a delta is here to all layers alike; {_MERGE}")
+    return ",".join(f"{path[0]}.{path[-1]}" for path in trained)
 
 
 def modules_of(targets: str, config: GPTConfig) -> list[str]:
