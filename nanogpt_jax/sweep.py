@@ -19,7 +19,7 @@ from nanogpt_jax.run.presets import PRESETS, name_of, usual
 from nanogpt_jax.run.sweep_plan import MOST_RUNS, PLAN_FILE, VARYING, Plan, planned, read_plan
 
 OUT_DIR = "out-sweep"
-_OF_ONE_RUN = ("eval_only", "which", "profile", "wandb", *PLACEMENT_SETTINGS)
+_OF_ONE_RUN = ("eval_only", "which", "profile", "wandb", "lora_rank", *PLACEMENT_SETTINGS)
 
 _DESCRIPTION = f"""\
 Train many runs at once, as one program where they differ in numbers alone, and tell what their losses come to.

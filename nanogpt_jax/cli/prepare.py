@@ -12,6 +12,7 @@ from nanogpt_jax.core.config import PRETRAINED
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import MAX_VOCAB_SIZE, require_choice
 from nanogpt_jax.data import assets
+from nanogpt_jax.data.chat import TEMPLATES, named_template
 from nanogpt_jax.data.commands import pasteable, to_install, to_train_on
 from nanogpt_jax.data.files import exists, is_dir, is_file
 from nanogpt_jax.data.from_tokens import adopt, prepare_data_set
@@ -19,6 +20,7 @@ from nanogpt_jax.data.pieces import census
 from nanogpt_jax.data.prepare import KNOWN, Summary, prepare_documents, prepare_text
 from nanogpt_jax.data.prepared import load_meta, load_tokenizer
 from nanogpt_jax.data.sources import CHUNK, Documents, plain_os_errors, read_text, require_regular_files
+from nanogpt_jax.data.tasks import FORMATS, TOO_LONG, prepare_examples
 from nanogpt_jax.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
 from nanogpt_jax.data.unknown import UNKNOWN
 
@@ -42,6 +44,7 @@ def main_texts(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     parser.add_argument("--name", help="of the data set (the first file's name without its ending)")
     parser.add_argument("--val_fraction", default=0.1, type=float, metavar="X", help="the end, for validation (0.1)")
     _add_places(parser, data_dir)
+    _add_examples(parser)
     given = parser.parse(argv)
     if "adopt" in given:
         return _adopt(given)
@@ -49,9 +52,45 @@ def main_texts(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
         raise UserError("no FILE is named; name text files, as in: " + pasteable("prepare", "letters.txt"))
     folder = _folder(given, given.get("name", given["files"][0].stem))
     tokenizer, options = _tokenizer(given.get("tokenizer", "char"), given["data_dir"]), _options(given)
+    if "format" in given:
+        return _report(_examples(given, folder, tokenizer, options))
+    for name in _OF_EXAMPLES:
+        if name in given:
+            raise UserError(f"--{name} is for examples; add --format=pairs or --format=chat, or leave it out")
     if len(given["files"]) == 1 and is_dir(given["files"][0]):
         return _report(prepare_data_set(given["files"][0], folder, tokenizer, **options))
     return _report(prepare_text(given["files"], folder, tokenizer, given["val_fraction"], **options))
+
+
+def _add_examples(parser: Parser) -> None:
+    group = parser.add_argument_group("examples of a task, in JSON lines")
+    group.add_argument(
+        "--format",
+        metavar="{" + ",".join(FORMATS) + "}",
+        help='pairs: {"prompt": ..., "completion": ...}; chat: {"messages": [{"role": ..., "content": ...}, ...]}',
+    )
+    group.add_argument(
+        "--template",
+        metavar="WHICH",
+        help=f"how a chat becomes text: {', '.join(TEMPLATES)}, or a JSON file that says it (plain)",
+    )
+    group.add_argument("--block_size", type=int, metavar="N", help="the longest example has N + 1 tokens (1024)")
+    group.add_argument(
+        "--too_long",
+        metavar="{" + ",".join(TOO_LONG) + "}",
+        help="what becomes of a longer one; cut: its prompt loses its beginning (refuse)",
+    )
+    group.add_argument("--seed", type=int, metavar="N", help="draws the examples for validation (2357)")
+
+
+_OF_EXAMPLES = ("template", "block_size", "too_long", "seed")
+
+
+def _examples(given: dict[str, Any], folder: Path, tokenizer: str | Tokenizer, options: dict[str, Any]) -> Summary:
+    if "template" in given:
+        options["template"] = named_template(given["template"])
+    options |= {name: given[name] for name in _OF_EXAMPLES[1:] if name in given}
+    return prepare_examples(given["files"], folder, given["format"], tokenizer, given["val_fraction"], **options)
 
 
 _DESCRIPTION = """\
@@ -62,6 +101,7 @@ Make a data set of your own UTF-8 text: train.bin, val.bin and meta.json in DATA
   {prepare} letters.txt --tokenizer=out-shakespeare-char    the tokens of a model, to train it on
   {prepare} data/letters --tokenizer=gpt2 --name=letters2   a data set's text in other tokens
   {prepare} --adopt=../nanoGPT/data/shakespeare_char --tokenizer=char:input.txt
+  {prepare} pairs.jsonl --format=pairs --tokenizer=gpt2     examples of a task, to tune a model on
 
 WHICH tokenizer is char, gpt2, bpe:SIZE to train one on the text, char:TEXTFILE for the characters of a file, or an
 existing one by where it is: a data set's name or folder, a run's folder, a checkpoint, a Hugging Face folder.

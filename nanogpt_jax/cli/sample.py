@@ -167,7 +167,12 @@ def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
     elif source == "resume":
         source = newest_run()
         print(f"out_dir: {source}, the newest run here", file=sys.stderr)
-    weights = open_weights(source, which=settings.which)
+    return open_source(source, settings.which)
+
+
+def open_source(source: str, which: str, data_dir: str = "data") -> tuple[Weights, Tokenizer]:
+    """The weights that `source` names, as `open_weights` takes it, and their tokenizer; `UserError` without either."""
+    weights = open_weights(source, data_dir, which)
     if weights.tokenizer is None:
         raise UserError(
             f"{source} does not say what its tokens are; make it a run first, with "

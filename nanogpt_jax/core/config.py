@@ -35,6 +35,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
 KERNELS = ("auto", "xla", "cudnn", "splash")
 PRETRAINED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+BASE_TYPES = ("float32", "bfloat16", "int8")
 PLACEMENT = "devices"  # the group of settings that say where a run runs, and so are not part of what it is
 
 
@@ -212,6 +213,7 @@ class Settings:
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
     data_dir: str = setting("data", "data", "folder that holds the data sets")
+    segments: bool = setting(True, "data", "of a data set of examples, those in one row do not see each other")
     batch_size: int = setting(12, "data", "sequences in one micro-batch")
     gradient_accumulation_steps: int = setting(40, "data", "micro-batches averaged for one update")
 
@@ -255,6 +257,11 @@ class Settings:
     lr_decay_iters: int = setting(600_000, "optimizer", "iteration at which min_lr is reached")
     min_lr: float = setting(6e-5, "optimizer", "learning rate after the decay")
 
+    lora_rank: int | None = setting(None, "lora", "tune no weights, but two matrices of this rank beside each of them (LoRA); none: tune all")
+    lora_alpha: float = setting(16.0, "lora", "their product is scaled by lora_alpha / lora_rank")
+    lora_targets: str = setting("attn,mlp", "lora", "which have them: attn, mlp, or single layers, as in attn.c_attn,mlp.c_fc; with rotary positions also attn.q, attn.k, attn.v")
+    lora_base: Literal["float32", "bfloat16", "int8"] = setting("float32", "lora", "how the weights lie in memory that are not tuned", BASE_TYPES)
+
     accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", "system", "attention kernel", KERNELS)
@@ -292,6 +299,8 @@ class Settings:
             raise UserError(f"cooldown_fraction={self.cooldown_fraction} is outside [0, 1]; choose for example 0.4")
         if self.optimizer == "muon" and self.model == "bigram":
             raise UserError("optimizer=muon is for the matrices of blocks, and model=bigram has none; use adamw")
+        if self.lora_rank is not None:
+            self._check_lora(self.lora_rank)
         if self.lm_head_bias and self.tie_word_embeddings:
             raise UserError("lm_head_bias=True needs a head of its own; add tie_word_embeddings=False")
         for name in ("out_dir", "init_from", "dataset", "data_dir", "profile"):
@@ -300,6 +309,16 @@ class Settings:
                 raise UserError(f"{name}={value!r} is not a name a file system takes; give one")
         self._check_placement()
         self.gpt_config(vocab_size=self.vocab_size or 1)  # checks the shape
+
+    def _check_lora(self, rank: int) -> None:
+        require_at_least("lora_rank", rank, 1)
+        if not 0 < self.lora_alpha < math.inf:
+            raise UserError(f"lora_alpha={self.lora_alpha} is not a finite number above 0; choose for example 16")
+        for name, value in (("optimizer", "adamw"), ("model", "gpt")):
+            if getattr(self, name) != value:
+                raise UserError(f"{name}={getattr(self, name)} has no LoRA; choose {value}, or leave lora_rank out")
+        if self.init_from == "scratch":
+            raise UserError(f"lora_rank={rank} tunes weights that are there; name them with init_from")
 
     def _check_placement(self) -> None:
         require_at_least("connect_timeout", self.connect_timeout, 1)
@@ -335,6 +354,11 @@ class Settings:
         """Sequences of one update: (batch_size,), with an axis of micro-batches in front where there are several."""
         micro_batches = self.gradient_accumulation_steps
         return (self.batch_size,) if micro_batches == 1 else (micro_batches, self.batch_size)
+
+    @property
+    def lora_scale(self) -> float:
+        """The factor of a delta's products: lora_alpha / lora_rank."""
+        return self.lora_alpha / (self.lora_rank or 1)
 
     @property
     def tokens_per_iter(self) -> int:

@@ -61,6 +61,12 @@ def quantized(weight: Float[Array, "M K"]) -> Rows:
     return Rows(levels, scale)
 
 
+def dequantized(rows: Rows) -> Float[Array, "K M"]:
+    """The matrix that int8 weights stand for, by inputs, in float32."""
+    assert rows.scale is not None
+    return (rows.weight * rows.scale[:, None]).T
+
+
 def times(x: Float[Array, "N K"], rows: Rows) -> Float[Array, "N M"]:
     """x @ weight^T in float32. With int8 weights, x is taken to int8 too, each row by its own scale."""
     if rows.scale is None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from nanogpt_jax.core import ops, sharding
-from nanogpt_jax.core.decoding_weights import ROWS, times
+from nanogpt_jax.core.decoding_weights import ROWS, dequantized, times
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.lora import INT8, LORA, products
 
@@ -39,8 +39,8 @@ class Linear(nn.Module):
         if self.has_variable(ROWS, "kernel"):
             y = times(x, self.get_variable(ROWS, "kernel")).astype(self.dtype)
         elif self.has_variable(INT8, "kernel"):
-            rows: Any = self.get_variable(INT8, "kernel")
-            y = ops.linear(x.astype(self.dtype), self._gathered((rows.weight * rows.scale[:, None]).T))
+            kernel = dequantized(self.get_variable(INT8, "kernel"))
+            y = ops.linear(x.astype(self.dtype), self._gathered(kernel))
         else:
             kernel = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features), jnp.float32)
             y = ops.linear(x.astype(self.dtype), self._gathered(kernel))

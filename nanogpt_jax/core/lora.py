@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, no_type_check
+from typing import Any, Literal, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from nanogpt_jax.core.config import GPTConfig
-from nanogpt_jax.core.decoding_weights import quantized
+from nanogpt_jax.core.decoding_weights import dequantized, quantized
 from nanogpt_jax.core.errors import UserError
 
 LORA, INT8 = "lora", "int8"
@@ -32,7 +32,6 @@ Delta = Any
 """A tree as the parameters', with `A` and `B` where a kernel is, or below ``q``, ``k`` and ``v`` there."""
 
 BaseType = Literal["float32", "bfloat16", "int8"]
-BASE_TYPES = get_args(BaseType)
 
 
 @flax.struct.dataclass
@@ -47,6 +46,12 @@ class Base:
         flat = flatten_dict(delta)
         scaled = {path: x * self.scale if path[-1] == B else x for path, x in flat.items()}
         return {**self.variables, LORA: unflatten_dict(scaled)}
+
+    def merged(self, delta: Delta) -> Any:
+        """The parameters of a plain model, float32, that computes what both do together."""
+        flat = {path: jnp.asarray(p, jnp.float32) for path, p in flatten_dict(self.variables["params"]).items()}
+        flat |= {path: dequantized(rows) for path, rows in flatten_dict(self.variables.get(INT8, {})).items()}
+        return merge(unflatten_dict(flat), delta, self.scale)
 
 
 no_type_check(Base.__init__)  # a tree of this shape may hold anything

@@ -260,6 +260,7 @@ class GPT(nn.Module):
                 f"a text of {T} tokens does not fit block_size={self.config.block_size}; give its last "
                 f"{self.config.block_size}, as in idx[:, -{self.config.block_size}:]"
             )
+        segments = None if segments is None else jnp.asarray(segments)
         x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx)).astype(jnp.float32)
         if self.config.position == "learned" and segments is not None:
             x += ops.embedding(sharding.gathered(self.wpe.embedding, "wpe"), _places(segments))
@@ -326,9 +327,8 @@ def _weighted_cross_entropy(
     return jnp.sum(losses * weights.reshape(-1))
 
 
-def _places(segments: Int[ops.AnyArray, "B T"]) -> Int[Array, "B T"]:
+def _places(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """The position of each token in its own text."""
-    segments = jnp.asarray(segments)
     here = jnp.arange(segments.shape[1], dtype=jnp.int32)
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     return here - jax.lax.cummax(jnp.where(begins, here, 0), axis=1)

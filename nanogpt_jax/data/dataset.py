@@ -6,89 +6,34 @@ That is what lets a stopped run go on with the data it would have seen.
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-import itertools
 import os
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt
+from jaxtyping import Float32, Int64, Integer, UInt
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Batch
 from nanogpt_jax.data.commands import to_prepare
+from nanogpt_jax.data.examples import Rows, batch_of, rows_of_batch
 from nanogpt_jax.data.files import refused
+from nanogpt_jax.data.shards import Shards, damaged
 from nanogpt_jax.data.tokenizer import TokenType
 
 _STREAMS = {"train": 0, "train_eval": 1, "val": 2}
 """Random streams that never meet: training batches, and the batches that estimate the loss on either split."""
 
 
-class Shards:
-    """Tokens that lie in files one after the other, read as one array: `len(tokens)` and `tokens[start:stop]`.
-
-    They are read and not mapped into memory: a file that is cut short while in use is then an error and not a signal
-    that ends the process.
-    """
-
-    def __init__(self, paths: Sequence[Path], dtype: TokenType = "uint16") -> None:
-        """Raises `OSError` if a file can't be opened, and `UserError` if one is not of whole tokens."""
-        self._paths, self._dtype = tuple(paths), np.dtype(dtype).newbyteorder("<")
-        each = self._dtype.itemsize
-        self._files, sizes = [], []
-        for path in self._paths:
-            self._files.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
-            weakref.finalize(self, os.close, self._files[-1])
-            sizes.append(os.fstat(self._files[-1]).st_size)
-            if sizes[-1] == 0 or sizes[-1] % each:
-                raise _damaged(path, sizes[-1], f"{each} bytes for every token ({dtype}), and one token at least,")
-        self._ends = list(itertools.accumulate(size // each for size in sizes))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, part: slice) -> UInt[np.ndarray, " N"]:
-        """Tokens of a slice without a step. Raises `UserError` if a file has become shorter."""
-        start, stop, _ = part.indices(len(self))
-        if stop <= start:
-            return np.zeros(0, self._dtype)
-        shard = bisect.bisect_right(self._ends, start)
-        if stop <= self._ends[shard]:
-            return self._read(shard, start, stop)
-        pieces = []
-        while start < stop:
-            pieces.append(self._read(shard, start, min(stop, self._ends[shard])))
-            start, shard = self._ends[shard], shard + 1
-        return np.concatenate(pieces)
-
-    def _read(self, shard: int, start: int, stop: int) -> UInt[np.ndarray, " {stop}-{start}"]:
-        first = self._ends[shard - 1] if shard else 0
-        each = self._dtype.itemsize
-        size, offset = each * (stop - start), each * (start - first)
-        data = os.pread(self._files[shard], size, offset)
-        while len(data) < size:  # one call gives 2 GiB at most
-            more = os.pread(self._files[shard], size - len(data), offset + len(data))
-            if not more:
-                was = each * (self._ends[shard] - first)
-                found = os.fstat(self._files[shard]).st_size
-                raise UserError(
-                    f"{self._paths[shard]} has {found:,} bytes where {was:,} were at the start; it was changed while "
-                    "in use: prepare the data set again, then go on with --init_from=resume"
-                )
-            data += more
-        return np.frombuffer(data, self._dtype)
-
-
 class TokenFile(NamedTuple):
-    """One split: its tokens, where they came from, and how many different ones there may be."""
+    """One split: its tokens, where they came from, how many different ones there may be, and the rows of examples."""
 
     tokens: Shards | UInt[np.ndarray, " N"]
     path: Path
     vocab_size: int
+    rows: Rows | None = None  # where it is of examples
 
 
 def open_tokens(
@@ -110,7 +55,7 @@ def open_tokens(
     try:
         tokens = Shards(paths, dtype)
         if wanted is not None and len(tokens) != expected:
-            raise _damaged(_named(paths), each * len(tokens), wanted)
+            raise damaged(_named(paths), each * len(tokens), wanted)
     except OSError as error:
         at = error.filename or path
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -119,7 +64,7 @@ def open_tokens(
     except UserError:
         if wanted is None:
             raise
-        raise _damaged(_named(paths), sum(map(os.path.getsize, paths)), wanted) from None
+        raise damaged(_named(paths), sum(map(os.path.getsize, paths)), wanted) from None
     if len(tokens) <= block_size:
         short = f"block_size={block_size} does not fit {_named(paths)}, which has {len(tokens):,} token"
         if len(tokens) == 1:
@@ -135,17 +80,13 @@ def _named(paths: Sequence[Path]) -> str:
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
 
 
-def _damaged(path: object, size: int, wanted: str) -> UserError:
-    return UserError(f"{path} has {size:,} bytes where {wanted} belong; it is damaged, prepare the data set again")
-
-
 _CHUNK = 1 << 20
 # Small files are checked before anything starts; of large ones the first part, and each batch as it is drawn.
 _CHECKED_AHEAD = 1 << 25
 
 
 def random_batch(file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int) -> Batch:
-    """Windows of `block_size` tokens at random places of a file, int32, of shape (*shape, block_size).
+    """Windows of `block_size` tokens at random places of a file, int32, of shape (*shape, block_size); or its examples.
 
     The `index`-th batch of `stream` ("train", "train_eval" or "val") under `seed`.
     """
@@ -155,13 +96,25 @@ def random_batch(file: TokenFile, stream: str, seed: int, index: int, shape: tup
 def random_starts(
     file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
 ) -> Int64[np.ndarray, "*shape"]:
-    """Where the windows of a random batch begin; with Philox (Salmon et al., 2011) without drawing those before it."""
+    """Where the windows of a random batch begin; with Philox (Salmon et al., 2011) without drawing those before it.
+
+    Of examples, the numbers of rows: for training each once an epoch.
+    """
+    if file.rows is not None and stream == "train":
+        return rows_of_batch(len(file.rows), seed, index, shape)
     draw = np.random.Generator(np.random.Philox(key=[seed, _STREAMS[stream]], counter=[0, 0, 0, index]))
-    return draw.integers(len(file.tokens) - block_size, size=shape)
+    return draw.integers(len(file.tokens) - block_size if file.rows is None else len(file.rows), size=shape)
 
 
 def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: int) -> Batch:
-    """The windows of `block_size` tokens that begin at `starts`, int32, of shape (*starts.shape, block_size)."""
+    """The windows of `block_size` tokens that begin at `starts`, int32, of shape (*starts.shape, block_size).
+
+    Of examples, the rows of those numbers.
+    """
+    if file.rows is not None:
+        batch = batch_of(file.tokens, file.rows, starts, block_size)
+        _check_vocabulary(file, np.asarray(batch.tokens), None)
+        return batch
     read = np.stack([file.tokens[start : start + block_size + 1] for start in starts.ravel().tolist()])
     _check_vocabulary(file, read, None)
     read = read.astype(np.int32).reshape(*starts.shape, block_size + 1)
@@ -171,7 +124,7 @@ def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: in
 def whole_split(
     file: TokenFile, batch_size: int, block_size: int
 ) -> Iterator[tuple[Batch, Float32[np.ndarray, "{batch_size} {block_size}"]]]:
-    """Every token of a file but its first, predicted exactly once, in file order.
+    """Every token of a file but its first, predicted exactly once, in file order; of examples, all that are learnt.
 
     Yields batches of `batch_size` windows side by side, and float32 weights (batch_size, block_size): one where there
     is a token to predict, zero in the padding that fills up the last batch.
@@ -182,6 +135,8 @@ def whole_split(
 
 def rows_in_split(file: TokenFile, block_size: int) -> int:
     """Windows of `block_size` that every token of a file but its first takes; the last may be a part of one."""
+    if file.rows is not None:
+        return len(file.rows)
     return -(-(len(file.tokens) - 1) // block_size)
 
 
@@ -189,6 +144,8 @@ def split_rows(
     file: TokenFile, first: int, rows: int, block_size: int
 ) -> tuple[Batch, Float32[np.ndarray, "{rows} {block_size}"]]:
     """Windows `first` to `first + rows` of `whole_split`, and their weights; past the end of the file both are 0."""
+    if file.rows is not None:
+        return windows(file, np.arange(first, first + rows), block_size), np.ones((rows, block_size), np.float32)
     start, size = first * block_size, rows * block_size
     tokens = file.tokens[start : start + size + 1]
     _check_vocabulary(file, tokens, start)
@@ -199,21 +156,35 @@ def split_rows(
     return Batch(window[:-1].reshape(shape), window[1:].reshape(shape)), weights.reshape(shape)
 
 
+def targets_in_split(file: TokenFile) -> int:
+    """How many tokens of a file are to be predicted."""
+    return len(file.tokens) - 1 if file.rows is None else int(file.rows.targets.sum())
+
+
+def targets_in_batches(
+    file: TokenFile, stream: str, seed: int, indices: Iterable[int], shape: tuple[int, ...], block_size: int
+) -> int:
+    """How many are to be predicted in random batches of those indices."""
+    starts = (random_starts(file, stream, seed, index, shape, block_size) for index in indices)
+    return sum(rows.size * block_size if file.rows is None else int(file.rows.targets[rows].sum()) for rows in starts)
+
+
 def digest(file: TokenFile) -> str:
     """What tells a file's tokens from others: a hash of their number and of all, or of a sample where they are many."""
     number = len(file.tokens)
     made = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=16)
     starts = range(0, number, _CHUNK)
     for start in starts[:: -(-len(starts) // _CHUNKS_DIGESTED)]:
-        tokens = file.tokens[start : start + _CHUNK]
-        made.update(np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("<")).data)
+        for numbers in (file.tokens,) if file.rows is None else (file.tokens, file.rows.marks):
+            part = numbers[start : start + _CHUNK]
+            made.update(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).data)
     return made.hexdigest()
 
 
 _CHUNKS_DIGESTED = 32
 
 
-def _check_vocabulary(file: TokenFile, tokens: UInt[np.ndarray, ...], start: int | None) -> None:
+def _check_vocabulary(file: TokenFile, tokens: Integer[np.ndarray, ...], start: int | None) -> None:
     """Refuse tokens outside the vocabulary, which an embedding would silently take for the last one."""
     if tokens.size and tokens.max() >= file.vocab_size:
         where = "" if start is None else f" at position {start + int(np.argmax(tokens >= file.vocab_size)):,}"

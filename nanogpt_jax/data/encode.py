@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import MAX_VOCAB_SIZE, require_at_most
-from nanogpt_jax.data import assets
+from nanogpt_jax.data import assets, chat
+from nanogpt_jax.data.chat import Span
 from nanogpt_jax.data.pieces import Census, Split, census, first, in_order, in_pieces
-from nanogpt_jax.data.prepared import Meta, require_shard, write_data_set
+from nanogpt_jax.data.prepared import Meta, Piece, marked, require_shard, write_data_set
 from nanogpt_jax.data.tokenizer import (
     BPETokenizer,
     CharTokenizer,
@@ -30,16 +31,27 @@ TRAINING_CHARACTERS = 1 << 28  # that a BPE learns from at most, since every dif
 
 
 class Part(NamedTuple):
-    """A piece of a split's text; a document `ends` with it or not. `name` says where it is from, if that is known."""
+    """A piece of a split's text; a document `ends` with it or not. `name` says where it is from, if that is known.
+
+    An example of a task is one part, which its `spans` make up.
+    """
 
     split: Split
     text: str
     ends: bool = False
     name: str = ""
+    spans: tuple[Span, ...] = ()
 
 
 Parts = Callable[[str, Callable[[str], int]], Iterator[Part]]
 """Gives all parts of a text, with each call anew: under a label of progress, cut where the second argument says."""
+
+
+class ExampleRules(NamedTuple):
+    """What becomes of examples: tokens and what is learnt of them, `fitted` to a size; `template` is for meta.json."""
+
+    fitted: Callable[[TokenIds, np.ndarray, str], tuple[TokenIds, np.ndarray]]
+    template: dict[str, Any] | None
 
 
 class Encoded(NamedTuple):
@@ -59,8 +71,11 @@ def encode(
     what: str,
     found: Census | None = None,
     stride: int = 1,
+    examples: ExampleRules | None = None,
 ) -> Encoded:
     """Write the data set of `parts` into `folder`; `what` they are goes before what is said against them.
+
+    With `examples` each part is one of those, and its marks are written too.
 
     `tokenizer` is one, or `char`, `gpt2` or `bpe:SIZE`; a BPE learns from every `stride`-th piece of the training split
     until it has `TRAINING_CHARACTERS`. A character without a token is refused, dropped, or made a space, as `unknown`
@@ -89,26 +104,34 @@ def encode(
     table = _table(made, found, unknown, what, remarks)
     end = made.eot_token
 
-    def encoded(part: Part) -> tuple[Split, TokenIds]:
-        text = part.text + "\n" * (part.ends and end is None)
+    def known(text: str) -> str:
+        return text.translate(table) if table else text
+
+    def encoded(part: Part) -> Piece:
         try:
-            ids = made.encode_ordinary(text.translate(table) if table else text)
+            if examples is not None:
+                spans = (span._replace(text=known(span.text)) for span in part.spans)
+                ids, learnt = examples.fitted(*chat.encoded(spans, made), part.name)
+                return Piece(part.split, ids, marked(learnt))
+            ids = made.encode_ordinary(known(part.text + "\n" * (part.ends and end is None)))
         except UserError as error:
-            raise UserError(f"{part.name}: {error}" if part.name else str(error)) from None
+            named = part.name and not str(error).startswith(part.name)
+            raise UserError(f"{part.name}: {error}" if named else str(error)) from None
         if end is not None and part.ends:
             ids = np.append(ids, end).astype(token_type(made.vocab_size))
-        return part.split, ids
+        return Piece(part.split, ids)
 
-    def all_encoded() -> Iterator[tuple[Split, TokenIds]]:
+    def all_encoded() -> Iterator[Piece]:
         empty: set[Split] = {"train", "val"}
-        for split, ids in in_order(encoded, parts("encoding", made.cut)):
-            if ids.size:
-                empty.discard(split)
-            yield split, ids
+        for piece in in_order(encoded, parts("encoding", made.cut)):
+            if piece.ids.size:
+                empty.discard(piece.split)
+            yield piece
         if empty:
             raise UserError(f"{what}: {' and '.join(sorted(empty))} would be empty; give more text, or other fractions")
 
-    return Encoded(write_data_set(folder, made, all_encoded(), shard_tokens), remarks)
+    of_examples = None if examples is None else {"template": examples.template}
+    return Encoded(write_data_set(folder, made, all_encoded(), shard_tokens, of_examples), remarks)
 
 
 def require_tokenizer(tokenizer: str | Tokenizer) -> None:

@@ -14,9 +14,9 @@ from nanogpt_jax.data.encode import Part, encode, require_tokenizer
 from nanogpt_jax.data.files import exists, replace_when_whole
 from nanogpt_jax.data.pieces import Split, recut
 from nanogpt_jax.data.prepare import Summary
-from nanogpt_jax.data.prepared import Meta, load_meta, load_tokenizer, token_chunks, token_files, write_data_set
+from nanogpt_jax.data.prepared import Meta, Piece, load_meta, load_tokenizer, token_chunks, token_files, write_data_set
 from nanogpt_jax.data.sources import plain_os_errors, progress
-from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer, TokenType, token_type
+from nanogpt_jax.data.tokenizer import Tokenizer, TokenType, token_type
 
 SPLITS: tuple[Split, Split] = ("train", "val")
 _SHOWN = 60  # characters of the beginning
@@ -46,7 +46,7 @@ def adopt(
     dtype = token_type(tokenizer.vocab_size)
     each = np.dtype(dtype).itemsize
 
-    def checked() -> Iterator[tuple[Split, TokenIds]]:
+    def checked() -> Iterator[Piece]:
         nonlocal largest
         total = sum((source / f"{split}.bin").stat().st_size // each for split in SPLITS)
         with progress("reading tokens", total) as advance:
@@ -64,7 +64,7 @@ def adopt(
                         )
                     sizes[split] += len(ids)
                     advance(len(ids))
-                    yield split, ids
+                    yield Piece(split, ids)
                 if not sizes[split]:
                     raise UserError(f"{path} is empty; copy it again, or prepare the text anew")
         if all_occur and largest != tokenizer.vocab_size - 1:
@@ -105,6 +105,8 @@ def prepare_data_set(
     """
     require_tokenizer(tokenizer)
     meta = load_meta(source)
+    if meta.examples is not None:
+        raise UserError(f"{source} is of examples, whose marks go by its own tokens; prepare their JSON lines again")
     if exists(folder) and folder.samefile(source):
         raise UserError(
             f"{source} would be written over by itself in other tokens; choose another name with --name=NAME"

@@ -14,7 +14,7 @@ from nanogpt_jax.data import assets
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.encode import TRAINING_CHARACTERS, Part, encode, require_tokenizer
 from nanogpt_jax.data.files import replace_when_whole
-from nanogpt_jax.data.pieces import LONGEST_UNCUT, Split, census, in_pieces, recut, split_at
+from nanogpt_jax.data.pieces import LONGEST_UNCUT, Item, Split, census, in_pieces, recut, split_at
 from nanogpt_jax.data.prepared import Meta
 from nanogpt_jax.data.sources import CHUNK, plain_os_errors, progress, read_text, require_regular_files
 from nanogpt_jax.data.tokenizer import Tokenizer
@@ -34,11 +34,13 @@ class Summary:
     remarks: tuple[str, ...] = ()  # what a user may not expect, in sentences
 
     def __str__(self) -> str:
+        of = self.meta.examples
+        each = {split: "" if of is None else f" in {of[split]:,} examples" for split in ("train", "val")}
         return (
             f"length of dataset in {self.unit}: {self.length:,}\n"
             f"vocab size: {self.meta.vocab_size:,}\n"
-            f"train has {self.meta.train_tokens:,} tokens\n"
-            f"val has {self.meta.val_tokens:,} tokens"
+            f"train has {self.meta.train_tokens:,} tokens{each['train']}\n"
+            f"val has {self.meta.val_tokens:,} tokens{each['val']}"
         )
 
 
@@ -63,7 +65,7 @@ def prepare_text(
     so on. Raises `UserError` where a file cannot be read or is not UTF-8, or there is too little text.
     """
     require_tokenizer(tokenizer)
-    _require_fraction(val_fraction)
+    require_fraction(val_fraction)
     require_regular_files(sources)
     found = census(read_text(sources, chunk, "reading"))
     names = ", ".join(map(str, sources))
@@ -119,10 +121,10 @@ def prepare_documents(
     `TRAINING_CHARACTERS` have been learned from. Raises `UserError` for less than two documents.
     """
     require_tokenizer(tokenizer)
-    _require_fraction(val_fraction)
+    require_fraction(val_fraction)
     if iter(documents) is documents and tokenizer != "gpt2":
         raise TypeError("documents must be an iterable that can be gone through twice, or tokenizer='gpt2'")
-    documents, moved = _in_both_splits(documents, seed, val_fraction)
+    documents, moved = in_both_splits(documents, seed, val_fraction, "documents")
     count = 0
 
     def parts(label: str, cut: Callable[[str], int]) -> Iterator[Part]:
@@ -141,9 +143,14 @@ def prepare_documents(
     return Summary(folder, "documents", count, meta, tuple(remarks))
 
 
-def _in_both_splits(documents: Iterable[str], seed: int, val_fraction: float) -> tuple[Iterable[str], int | None]:
-    """The documents again, and the one among few that must change its split so that neither is empty."""
-    seen: list[str] = []
+def in_both_splits(
+    documents: Iterable[Item], seed: int, val_fraction: float, kind: str
+) -> tuple[Iterable[Item], int | None]:
+    """The documents again, and the one among few that must change its split so that neither is empty.
+
+    Raises `UserError`, which calls them what `kind` says, for less than two.
+    """
+    seen: list[Item] = []
     drawn: list[Fraction] = []
     iterator = iter(documents)
     for index, document in enumerate(iterator):
@@ -154,7 +161,7 @@ def _in_both_splits(documents: Iterable[str], seed: int, val_fraction: float) ->
     else:
         if len(drawn) < 2:
             raise UserError(
-                f"there are too few documents for two splits ({len(drawn)}); give more, or take the text as one: "
+                f"there are too few {kind} for two splits ({len(drawn)}); give more, or take the text as one: "
                 + pasteable("prepare", "FILE...")
             )
         nearest = min(drawn) if val_fraction <= min(drawn) else max(drawn)
@@ -199,6 +206,7 @@ def _prepare_shakespeare(folder: Path, tokenizer: str) -> Summary:
     return prepare_text([folder / "input.txt"], folder, tokenizer)
 
 
-def _require_fraction(val_fraction: float) -> None:
+def require_fraction(val_fraction: float) -> None:
+    """Refuse a share of the text that is none with a `UserError`."""
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction={val_fraction} is not between 0 and 1; choose for example 0.1")

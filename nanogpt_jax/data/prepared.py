@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.limits import MAX_VOCAB_SIZE
@@ -27,6 +28,8 @@ from nanogpt_jax.data.stored_tokenizer import tokenizer_from_json
 from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer, TokenType, shown, token_type
 
 LEAST_SHARD = 1024  # tokens; smaller ones would be thousands of open files
+MARKS = "_marks"  # after a split's name, in that of its marks' file: one byte a token
+LEARNT, BEGINS = 1, 2  # bits of a mark: the token is learnt; an example begins with it
 LARGEST_META = 1 << 28  # bytes; a vocabulary of 262,144 with its merges takes 43 million
 
 
@@ -34,7 +37,9 @@ LARGEST_META = 1 << 28  # bytes; a vocabulary of 262,144 with its merges takes 4
 class Meta:
     """What `meta.json` says of a data set; `tokenizer` is the document of `Tokenizer.to_json`.
 
-    Where splits are cut into several files, `files` names them in their order.
+    Where splits are cut into several files, `files` names them in their order. Of a data set of examples, `examples`
+    has how many there are in each split, the tokens of the longest, and the template of chats; beside each token file
+    lies one of marks (`MARKS`).
     """
 
     vocab_size: int
@@ -43,6 +48,7 @@ class Meta:
     val_tokens: int
     tokenizer: dict[str, Any]
     files: dict[str, list[str]] | None = None
+    examples: dict[str, Any] | None = None
 
     def to_bytes(self) -> bytes:
         """What `meta.json` holds."""
@@ -95,6 +101,9 @@ def load_meta(folder: Path) -> Meta:
     files = document.get("files")
     if files is not None and not (isinstance(files, dict) and all(_are_names(files.get(s)) for s in ("train", "val"))):
         raise refuse(f"has files {shown(files)} where the names of both splits' files belong")
+    examples = document.get("examples")
+    if examples is not None and not _is_of_examples(examples):
+        raise refuse(f"has examples {shown(examples)} where their numbers and the longest's tokens belong")
     known: dict[str, Any] = {name: document.get(name) for name in Meta.__dataclass_fields__}
     return Meta(**known)
 
@@ -111,10 +120,32 @@ def is_same_tokenizer(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return load_tokenizer(one).to_json() == load_tokenizer(other).to_json()
 
 
+class Piece(NamedTuple):
+    """The next tokens (N,) of a split and, where they are an example's, their marks, uint8 (N,)."""
+
+    split: Split
+    ids: TokenIds
+    marks: np.ndarray | None = None
+
+
+def marked(learnt: np.ndarray) -> np.ndarray:
+    """The marks, uint8 (N,), of an example of whose tokens those are learnt, booleans (N,)."""
+    marks = learnt.astype(np.uint8) * np.uint8(LEARNT)
+    marks[:1] |= BEGINS
+    return marks
+
+
 def write_data_set(
-    folder: Path, tokenizer: Tokenizer, parts: Iterable[tuple[Split, TokenIds]], shard_tokens: int | None
+    folder: Path,
+    tokenizer: Tokenizer,
+    pieces: Iterable[Piece],
+    shard_tokens: int | None,
+    examples: dict[str, Any] | None = None,
 ) -> Meta:
-    """Write a data set. Until all of it lies on the disk whole, the one that was there stays as it is."""
+    """Write a data set. Until all of it lies on the disk whole, the one that was there stays as it is.
+
+    With `examples`, each piece is one, and those are what `meta.json` is to say of them besides their numbers.
+    """
     is_new = not exists(folder)
 
     def forget() -> None:
@@ -127,14 +158,24 @@ def write_data_set(
             # Files get their names in the reverse order, the seal last.
             seal = stack.enter_context(replace_when_whole(folder / "meta.json"))
             dtype = token_type(tokenizer.vocab_size)
-            splits = {split: _SplitFiles(folder, split, dtype, shard_tokens, stack) for split in ("val", "train")}
-            for split, ids in parts:
+            of = ["val", "train"] if examples is None else ["val", "train", f"val{MARKS}", f"train{MARKS}"]
+            splits = {
+                name: _SplitFiles(folder, name, "uint8" if name.endswith(MARKS) else dtype, shard_tokens, stack)
+                for name in of
+            }
+            if examples is not None:
+                examples = {"train": 0, "val": 0, "longest": 0, **examples}
+            for split, ids, own in pieces:
                 splits[split].write(ids)
+                if examples is not None and own is not None:
+                    splits[split + MARKS].write(own)
+                    examples[split] += 1
+                    examples["longest"] = max(examples["longest"], len(ids))
             sizes = (splits["train"].tokens, splits["val"].tokens)
             names = None if shard_tokens is None else {split: files.names for split, files in splits.items()}
-            meta = Meta(tokenizer.vocab_size, dtype, *sizes, tokenizer.to_json(), names)
+            meta = Meta(tokenizer.vocab_size, dtype, *sizes, tokenizer.to_json(), names, examples)
             seal.write(meta.to_bytes())
-            for file in (seal, *splits["val"].files, *splits["train"].files):
+            for file in (seal, *(file for files in splits.values() for file in files.files)):
                 file.flush()
                 os.fsync(file.fileno())
             (folder / "meta.json").unlink(missing_ok=True)
@@ -170,7 +211,7 @@ class _SplitFiles:
     """A split being written: one file, or as many as it takes with `shard_tokens` tokens in each but the last."""
 
     def __init__(
-        self, folder: Path, split: str, dtype: TokenType, shard_tokens: int | None, stack: contextlib.ExitStack
+        self, folder: Path, split: str, dtype: str, shard_tokens: int | None, stack: contextlib.ExitStack
     ) -> None:
         self._folder, self._split, self._shard_tokens, self._stack = folder, split, shard_tokens, stack
         self._dtype = np.dtype(dtype).newbyteorder("<")
@@ -179,7 +220,7 @@ class _SplitFiles:
         self.files: list[IO[bytes]] = []
         self._next()
 
-    def write(self, ids: TokenIds) -> None:
+    def write(self, ids: TokenIds | npt.NDArray[np.uint8]) -> None:
         """Add tokens at the end."""
         while self._shard_tokens is not None and self.tokens + len(ids) > self._shard_tokens * len(self.files):
             left = self._shard_tokens * len(self.files) - self.tokens
@@ -188,7 +229,7 @@ class _SplitFiles:
             self._next()
         self._append(ids)
 
-    def _append(self, ids: TokenIds) -> None:
+    def _append(self, ids: TokenIds | npt.NDArray[np.uint8]) -> None:
         self.files[-1].write(ids.astype(self._dtype).tobytes())
         self.tokens += len(ids)
 
@@ -205,6 +246,14 @@ def require_shard(shard_tokens: int | None) -> None:
         raise UserError(
             f"shard_tokens={shard_tokens} is less than {LEAST_SHARD}; choose for example 100000000, for 200 MB each"
         )
+
+
+def _is_of_examples(examples: Any) -> bool:
+    """Whether that is what `write_data_set` says of examples."""
+    if not isinstance(examples, dict):
+        return False
+    numbers = [examples.get(name) for name in ("train", "val", "longest")]
+    return all(type(number) is int and number > 0 for number in numbers)
 
 
 def _are_names(names: Any) -> bool:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.sampling import SamplingConfig, generate
-from nanogpt_jax.core.train_step import Params, purpose_key
+from nanogpt_jax.core.train_step import TrainState, purpose_key
 from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.run import hosts
 from nanogpt_jax.run.sinks import Sink
@@ -39,14 +39,14 @@ class Lines(Sink):
         """Take nanoGPT's line about an update."""
         print(line, flush=True)
 
-    def evaluated(self, params: Params) -> None:
-        """Take the parameters of an evaluation, which the next update takes away again."""
+    def evaluated(self, state: TrainState) -> None:
+        """Take the state at an evaluation, which the next update takes away again."""
 
 
 class Panel(Lines):
     """The step, the losses, the speed, the time left and a text by the model; lines that others print scroll above."""
 
-    def __init__(self, console: Console, start: Start, draw: Callable[[Params], str]) -> None:
+    def __init__(self, console: Console, start: Start, draw: Callable[[TrainState], str]) -> None:
         from rich import progress
         from rich.live import Live
 
@@ -76,8 +76,8 @@ class Panel(Lines):
     def iteration(self, line: str) -> None:
         """Nothing: the panel shows it."""
 
-    def evaluated(self, params: Params) -> None:
-        self._text, self._text_step = self._draw(params), self._step
+    def evaluated(self, state: TrainState) -> None:
+        self._text, self._text_step = self._draw(state), self._step
 
     def write(self, step: int, split: str, loss: float, **figures: float | None) -> None:
         self._step = step
@@ -147,8 +147,8 @@ def _terminal() -> Console | None:
     return console if console.is_interactive else None
 
 
-def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
-    """A function from parameters to a short text, the same prompt continued under the same key at every call.
+def text_of(start: Start, model: nn.Module) -> Callable[[TrainState], str]:
+    """A function from a state to a short text, the same prompt continued under the same key at every call.
 
     The text stays within the block, where a token costs least. Where none can be drawn it says why.
     """
@@ -157,7 +157,7 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
         tokenizer = load_tokenizer(data.tokenizer)
     except UserError as error:
         why = f"none: {in_short(error)}"
-        return lambda params: why
+        return lambda state: why
     try:
         prompt = tokenizer.encode("\n")
     except UserError:  # a text of one line
@@ -169,13 +169,15 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
         config=SamplingConfig(vocab_size=tokenizer.vocab_size),
     )
 
-    def text(params: Params) -> str:
-        local = _on_one_device(params)
+    def text(state: TrainState) -> str:
+        local = _on_one_device((state.params, state.base))
         if local is None:
             return "none: each device holds a part of the parameters"
+        trained, base = local
         try:
             with sharding.use_none():
-                drawn = np.asarray(draw(local, prompt, purpose_key(settings.seed, "sample")))
+                params = trained if base is None else base.merged(trained)
+                drawn = np.asarray(draw(params, prompt, purpose_key(settings.seed, "sample")))
         except jax.errors.JaxRuntimeError as error:  # a run that fits goes on without a text
             return f"none: {in_short(error)}"
         return printable(tokenizer.decode(drawn[0]).strip("\n"))
@@ -183,8 +185,8 @@ def text_of(start: Start, model: nn.Module) -> Callable[[Params], str]:
     return text
 
 
-def _on_one_device(params: Params) -> Params | None:
-    """The parameters as arrays of one device, if it has them all: nothing is copied."""
+def _on_one_device(params: Any) -> Any:
+    """A tree of parameters as arrays of one device, if it has them all: nothing is copied."""
     if not all(p.is_fully_replicated for p in jax.tree.leaves(params)):
         return None
     return jax.tree.map(lambda p: p.addressable_data(0), params)

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, make_eval_step, make_train_step
-from nanogpt_jax.data import feed
+from nanogpt_jax.core.train_step import Batch, Metrics, TrainState, make_eval_step, make_train_step
+from nanogpt_jax.data import dataset, feed
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
 from nanogpt_jax.data.dataset import TokenFile, rows_in_split
 from nanogpt_jax.data.files import is_dir
@@ -41,12 +41,13 @@ from nanogpt_jax.run.outcome import best_beside_last
 from nanogpt_jax.run.progress import Progress, writing
 from nanogpt_jax.run.sinks import Sinks, require_sinks
 from nanogpt_jax.run.start import Data, Start, begun, resumed
-from nanogpt_jax.run.telemetry import Profile
+from nanogpt_jax.run.telemetry import Profile, flops_per_token
 
 # Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
 TOKENS_PER_EVAL_STEP = 16_384
 
-EvalStep = Callable[..., Any]
+LossOf = Callable[[Batch, Any], Any]
+"""From a batch and weights (B, T) to the weighted sum of its losses."""
 
 
 def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
@@ -86,11 +87,14 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         mesh = None if jax.device_count() == 1 else make_mesh(shape, jax.devices())
         model = build_model(settings, start.run.vocab_size, jax.default_backend())
         tx = make_optimizer(settings)
-        state = start.load(model, tx, mesh)
+        state, run = start.load(model, tx, mesh)
+        start = start._replace(run=run)
         held.enter_context(sharding.use(mesh))  # not before: parameters are made with one token, which no mesh divides
         size = sum(p.size for p in jax.tree.leaves(state.params))
+        of_base = 0 if state.base is None else sum(p.size for p in jax.tree.leaves(state.base.variables))
         print(f"{describe()}, mesh {shape}; {np.dtype(model.dtype).name} matrix products, {model.kernel} attention")
-        print(f"{size:,} parameters; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
+        beside = f" beside {of_base:,} that stay as they are" if of_base else ""
+        print(f"{size:,} parameters{beside}; {settings.tokens_per_iter:,} tokens per iteration", flush=True)
         if settings.decay_lr and settings.lr_decay_iters <= settings.warmup_iters:
             print(
                 f"warning: lr_decay_iters={settings.lr_decay_iters} is not larger than "
@@ -99,9 +103,8 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
             )
         eval_step = make_eval_step(model)
         if settings.eval_only:
-            return _final_loss(
-                eval_step, state.params, data.val, settings.block_size, mesh, partial(hosts.stop_if_told, received)
-            )
+            stop = partial(hosts.stop_if_told, received)
+            return _final_loss(loss_of(eval_step, state), data.val, settings.block_size, mesh, stop)
         if not resuming and hosts.is_first():
             with unwritable(out_dir):
                 out_dir.mkdir(parents=True, exist_ok=True)
@@ -126,9 +129,13 @@ def _shared_settings(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if name not in own}
 
 
+def loss_of(eval_step: Callable[..., Any], state: TrainState) -> LossOf:
+    """`eval_step` with the parameters of a state, which the next update takes away."""
+    return lambda batch, weights: eval_step(state.params, batch, weights, state.base)
+
+
 def estimate_loss(
-    eval_step: EvalStep,
-    params: Params,
+    loss_of: LossOf,
     data: Data,
     settings: Settings,
     step: int,
@@ -142,19 +149,18 @@ def estimate_loss(
     shape = (settings.batch_size,)
     ones = np.ones((settings.batch_size, settings.block_size), np.float32)
     losses = {}
+    indices = range(step * settings.eval_iters, (step + 1) * settings.eval_iters)
     for stream, file in (("train_eval", data.train), ("val", data.val)):
-        first = step * settings.eval_iters
         batches = (
-            (feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones)
-            for i in range(first, first + settings.eval_iters)
+            (feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones) for i in indices
         )
-        losses[stream] = _sum(eval_step, params, batches, stop) / settings.eval_iters / ones.size
+        targets = dataset.targets_in_batches(file, stream, settings.seed, indices, shape, settings.block_size)
+        losses[stream] = _sum(loss_of, batches, stop) / targets
     return losses
 
 
 def whole_split_loss(
-    eval_step: EvalStep,
-    params: Params,
+    loss_of: LossOf,
     file: TokenFile,
     block_size: int,
     mesh: Mesh | None = None,
@@ -162,20 +168,21 @@ def whole_split_loss(
 ) -> tuple[float, int]:
     """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
 
+    Of examples, over every token that is learnt.
     `stop` is called before every batch, and may raise.
     """
     windows = min(max(1, TOKENS_PER_EVAL_STEP // block_size), rows_in_split(file, block_size))
     windows = rounded_up(windows, mesh)
-    targets = len(file.tokens) - 1
-    return _sum(eval_step, params, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
+    targets = dataset.targets_in_split(file)
+    return _sum(loss_of, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
 
 
-def _sum(eval_step: EvalStep, params: Params, batches: Iterable[tuple[Batch, Any]], stop: Callable[[], None]) -> float:
+def _sum(loss_of: LossOf, batches: Iterable[tuple[Batch, Any]], stop: Callable[[], None]) -> float:
     """The losses of all batches together; the device is a batch ahead at most, so that `stop` comes in time."""
     total, ahead = 0.0, None
     for batch in batches:
         stop()
-        ahead, done = eval_step(params, *batch), ahead
+        ahead, done = loss_of(*batch), ahead
         total += 0.0 if done is None else float(done)
     return total if ahead is None else total + float(ahead)
 
@@ -183,7 +190,7 @@ def _sum(eval_step: EvalStep, params: Params, batches: Iterable[tuple[Batch, Any
 def _update_until_done(
     start: Start,
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    eval_step: EvalStep,
+    eval_step: Callable[..., Any],
     state: TrainState,
     mesh: Mesh | None,
     view: live.Lines,
@@ -204,17 +211,18 @@ def _update_until_done(
         contextlib.closing(profile),
     ):
         figures = Sinks((kept, view))
-        progress = Progress(start, state.params, checkpoints, figures, partial(print, flush=True), view.iteration)
+        flops = flops_per_token(settings, state.params, state.base)
+        progress = Progress(start, flops, checkpoints, figures, partial(print, flush=True), view.iteration)
         try:
             while True:
                 step = progress.run.step
                 if progress.needs_evaluation:
                     with progress.log.paused():
-                        losses = estimate_loss(eval_step, state.params, data, settings, step, mesh, stop)
+                        losses = estimate_loss(loss_of(eval_step, state), data, settings, step, mesh, stop)
                         train_loss, val_loss = losses.values()
                         print(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}", flush=True)
                         progress.evaluated(losses)
-                        view.evaluated(state.params)
+                        view.evaluated(state)
                 if progress.needs_saving:
                     progress.save(state)
                 checkpoints.check()
@@ -225,12 +233,15 @@ def _update_until_done(
                 state, metrics = train_step(state, next(batches))
                 progress.updated(metrics)
             progress.tell_if_out_of_patience()
-            loss = _final_loss(eval_step, state.params, data.val, settings.block_size, mesh, stop)
+            loss = _final_loss(loss_of(eval_step, state), data.val, settings.block_size, mesh, stop)
             checkpoints.wait()
             state = dataclasses.replace(state, opt_state=None)  # which is saved; its memory is for the best weights
             best = best_beside_last(
                 Path(settings.out_dir), step, state.params, loss,
-                lambda params: whole_split_loss(eval_step, params, data.val, settings.block_size, mesh, stop)[0],
+                lambda params: whole_split_loss(
+                    loss_of(eval_step, dataclasses.replace(state, params=params)),
+                    data.val, settings.block_size, mesh, stop,
+                )[0],
             )  # fmt: skip
         except Stopped:
             progress.save(state)
@@ -244,10 +255,8 @@ def _update_until_done(
     return loss
 
 
-def _final_loss(
-    eval_step: EvalStep, params: Params, val: TokenFile, block_size: int, mesh: Mesh | None, stop: Callable[[], None]
-) -> float:
-    loss, targets = whole_split_loss(eval_step, params, val, block_size, mesh, stop)
+def _final_loss(loss_of: LossOf, val: TokenFile, block_size: int, mesh: Mesh | None, stop: Callable[[], None]) -> float:
+    loss, targets = whole_split_loss(loss_of, val, block_size, mesh, stop)
     print(f"final val loss {loss:.4f} (whole split, {targets} tokens)", flush=True)
     return loss
 

@@ -29,7 +29,7 @@ from nanogpt_jax.core.many import (
     stacked,
 )
 from nanogpt_jax.core.optimizer import hyperparameters, make_optimizer
-from nanogpt_jax.core.train_step import Batch, Params, TrainState, abstract_state
+from nanogpt_jax.core.train_step import IGNORED, Batch, Params, TrainState, abstract_state
 from nanogpt_jax.data import dataset, feed
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.curves import leave_figure
@@ -56,7 +56,7 @@ def train_together(
     every = [starts[min(i, len(starts) - 1)] for i in range(_rounded_up(len(starts), mesh))]  # the last fills up
     settings, model = starts[0].settings, _model_of(starts[0])
     tx = make_optimizer(settings)  # the state that it begins with is that of all
-    states = stacked(lambda i: every[i].load(_model_of(every[i]), tx, None), len(every), mesh)
+    states = stacked(lambda i: every[i].load(_model_of(every[i]), tx, None)[0], len(every), mesh)
     numbers = side_by_side([hyperparameters(start.settings) for start in every], mesh)
     step = make_many_step(model, settings, mesh=mesh, in_turn=_in_turn())
     evaluation = _Evaluation(model, every, mesh)
@@ -169,12 +169,13 @@ class _Evaluation:
         at = [*steps, *[steps[-1]] * (len(self._starts) - len(steps))]
         losses: list[dict[str, float]] = [{} for _ in self._starts]
         for stream in ("train_eval", "val"):
-            total = np.zeros(len(self._starts))
+            total, targets = np.zeros(len(self._starts)), np.zeros(len(self._starts))
             for i in range(settings.eval_iters):
                 stop()
                 drawn = [self._drawn(start, stream, step, i) for start, step in zip(self._starts, at, strict=True)]
+                targets += [np.count_nonzero(batch.targets != IGNORED) for batch in drawn]
                 total += np.asarray(self._on_own(params, side_by_side(drawn, self._mesh), ones))
-            for of_run, loss in zip(losses, total / settings.eval_iters / ones.size, strict=True):
+            for of_run, loss in zip(losses, total / targets, strict=True):
                 of_run[stream] = float(loss)
         return losses
 
@@ -194,7 +195,7 @@ class _Evaluation:
         for batch, weights in dataset.whole_split(val, windows, block_size):
             stop()
             total += np.asarray(self._on_same(params, batch, weights))
-        return total / (len(val.tokens) - 1)
+        return total / dataset.targets_in_split(val)
 
     def beside_each_other(self, weights: Callable[[int], Params]) -> Params:
         """The parameters that `weights` gives of each run."""

@@ -16,6 +16,7 @@ from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.run.faults import only_run_in
 from nanogpt_jax.run.progress import Progress, writing
 from nanogpt_jax.run.start import Start
+from nanogpt_jax.run.telemetry import flops_per_token
 
 Tell = Callable[[str], None]
 
@@ -42,7 +43,12 @@ class Member:
         held.enter_context(only_run_in(self.out_dir))
         self.checkpoints, self.figures = held.enter_context(writing(start, lambda error: False))
         self.progress = Progress(
-            start, params, self.checkpoints, self.figures, lambda line: tell(f"{name}: {line}"), lambda line: None
+            start,
+            flops_per_token(start.settings, params),
+            self.checkpoints,
+            self.figures,
+            lambda line: tell(f"{name}: {line}"),
+            lambda line: None,
         )
 
     @property

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
-from nanogpt_jax.core.train_step import Params, TrainState
+from nanogpt_jax.core.train_step import TrainState
 from nanogpt_jax.run import hosts
 from nanogpt_jax.run.faults import Stopped, unwritable
 from nanogpt_jax.run.resume import at_a_lower_rate
@@ -42,17 +42,17 @@ class Progress:
     def __init__(
         self,
         start: Start,
-        params: Params,
+        flops_per_token: float,
         checkpoints: CheckpointWriter,
         figures: Sink,
         tell: Callable[[str], None],
         tell_update: Callable[[str], None],
     ) -> None:
-        """`params` are looked at for their sizes. `tell` takes what is to be said; `tell_update` nanoGPT's lines."""
+        """`tell` takes what is to be said; `tell_update` nanoGPT's lines."""
         self.settings: Settings = start.settings
         self.run: RunDocument = start.run
         self._checkpoints, self._figures, self._tell = checkpoints, figures, tell
-        self.log = StepLog(start.settings, figures, tell_update, params, start.run, tell)
+        self.log = StepLog(start.settings, figures, tell_update, flops_per_token, start.run, tell)
         self._is_due = self._is_interval()
 
     @property

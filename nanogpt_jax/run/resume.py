@@ -25,7 +25,7 @@ def resumed_settings(run: RunDocument, out_dir: str, given: Mapping[str, Any]) -
     changed = [name for name in vars(before) if getattr(before, name) != getattr(after, name)]
     for name in changed:
         old, new = getattr(before, name), getattr(after, name)
-        if name in SHAPE or name == "vocab_size":
+        if name in SHAPE or name in ("vocab_size", "lora_rank", "lora_alpha", "lora_targets"):
             raise UserError(f"{name}={new} does not fit the run in {out_dir}, which has {name}={old}; leave it out")
         if name not in FREE:
             _require_allowed(f"{name}={new} where the run in {out_dir} has {name}={old}", after.allow_changes)

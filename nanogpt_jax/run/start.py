@@ -22,20 +22,23 @@ from nanogpt_jax.core.train_step import Params, Seed, TrainState, abstract_state
 from nanogpt_jax.data import dataset, prepare, prepared
 from nanogpt_jax.data.commands import flags_of, pasteable, to_put_in_tokens_of
 from nanogpt_jax.data.dataset import TokenFile
+from nanogpt_jax.data.examples import open_rows
 from nanogpt_jax.data.files import exists
-from nanogpt_jax.run import hosts
+from nanogpt_jax.run import hosts, tuning
 from nanogpt_jax.run.resume import require_same_data, resumed_settings
+from nanogpt_jax.weights import bases
 from nanogpt_jax.weights.checkpoint import Checkpoint, RunDocument
-from nanogpt_jax.weights.loading import Weights, open_weights, open_which
+from nanogpt_jax.weights.loading import Weights, base_params, open_weights, open_which
 
 
 class Data(NamedTuple):
-    """Both splits of a data set, and the tokenizer that made them, as JSON."""
+    """Both splits of a data set, and the tokenizer that made them, as JSON; and the template of its conversations."""
 
     train: TokenFile
     val: TokenFile
     tokenizer: dict[str, Any]
     vocab_size: int
+    template: dict[str, Any] | None = None
 
     def digest(self) -> str:
         """What tells these tokens from others."""
@@ -43,12 +46,15 @@ class Data(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a run begins: its settings and data, what it has behind it, and how to get the state it begins with."""
+    """Where a run begins: its settings and data, what it has behind it, and how to get the state it begins with.
+
+    `load` gives the run anew, too: one that tunes a base knows it only when it has been read.
+    """
 
     settings: Settings
     data: Data
     run: RunDocument
-    load: Callable[[nn.Module, optax.GradientTransformation, Mesh | None], TrainState]
+    load: Callable[[nn.Module, optax.GradientTransformation, Mesh | None], tuple[TrainState, RunDocument]]
     since: Checkpoint | None = None  # the checkpoint that it goes on from
 
 
@@ -60,20 +66,30 @@ def begun(settings: Settings, given: Mapping[str, Any], data: Data | None = None
     if settings.init_from == "scratch":
         data = data or _open_data(settings)
         vocab_size = settings.gpt_config(data.vocab_size).vocab_size
-        run = RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest())
+        run = _new_run(settings, data, vocab_size)
 
-        def fresh(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-            return _placed(_fresh, mesh, (model, tx), np.uint32(settings.seed))
+        def fresh(
+            model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None
+        ) -> tuple[TrainState, RunDocument]:
+            return _placed(_fresh, mesh, (model, tx), np.uint32(settings.seed)), run
 
         return Start(settings, data, run, fresh)
     weights = open_weights(settings.init_from, settings.data_dir, settings.which)
     settings = _with_shape_of(settings, weights, given)
     data = data or _open_data(settings)
     _require_data_of(weights, data, settings.init_from)
-    run = RunDocument(vars(settings), data.tokenizer, weights.vocab_size, step=0, data=data.digest())
+    run = _new_run(settings, data, weights.vocab_size)
+    if settings.lora_rank is not None:
+        tuning.require_targets(settings, weights.vocab_size)
 
-    def loaded(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-        return _placed(_around, mesh, (tx,), np.uint32(settings.seed), weights.load(model, mesh))
+    def loaded(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> tuple[TrainState, RunDocument]:
+        params = weights.load(model, mesh)
+        if settings.lora_rank is None:
+            return _placed(_around, mesh, (tx,), np.uint32(settings.seed), params), run
+        base = bases.described(settings.init_from, settings.which, params)
+        state = _placed(tuning.fresh_delta, mesh, (settings, model, tx))
+        state = dataclasses.replace(state, base=tuning.placed_base(settings, params, mesh))
+        return state, dataclasses.replace(run, base=base)
 
     return Start(settings, data, run, loaded)
 
@@ -94,11 +110,20 @@ def resumed(settings: Settings, given: Mapping[str, Any], data: Data | None = No
     digest = data.digest()
     require_same_data(checkpoint.run, digest, settings)
 
-    def load(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> TrainState:
-        return checkpoint.state(sharding.placed(mesh, abstract_state(model, tx)))
+    def load(model: nn.Module, tx: optax.GradientTransformation, mesh: Mesh | None) -> tuple[TrainState, RunDocument]:
+        if settings.lora_rank is None:
+            return checkpoint.state(sharding.placed(mesh, abstract_state(model, tx))), run
+        params = base_params(checkpoint, model, mesh)
+        like = jax.eval_shape(partial(tuning.fresh_delta, settings, model, tx))
+        state = checkpoint.state(sharding.placed(mesh, like))
+        return dataclasses.replace(state, base=tuning.placed_base(settings, params, mesh)), run
 
     run = dataclasses.replace(checkpoint.run, settings=vars(settings), data=digest)
     return Start(settings, data, run, load, checkpoint)
+
+
+def _new_run(settings: Settings, data: Data, vocab_size: int) -> RunDocument:
+    return RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest(), template=data.template)
 
 
 def _fresh(model: nn.Module, tx: optax.GradientTransformation, seed: Seed) -> TrainState:
@@ -130,12 +155,21 @@ def _open_data(settings: Settings) -> Data:
         hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
     meta = prepared.load_meta(folder)
     train, val = (
-        dataset.open_tokens(
-            folder / f"{split}.bin", meta.vocab_size, settings.block_size, tokens, meta.shards(split), meta.dtype
-        )
+        _open_split(settings, folder, meta, split, tokens)
         for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
     )
-    return Data(train, val, meta.tokenizer, meta.vocab_size)
+    template = None if meta.examples is None else meta.examples.get("template")
+    return Data(train, val, meta.tokenizer, meta.vocab_size, template)
+
+
+def _open_split(settings: Settings, folder: Path, meta: prepared.Meta, split: str, tokens: int) -> TokenFile:
+    path, of_examples = folder / f"{split}.bin", meta.examples is not None
+    least = 1 if of_examples else settings.block_size  # examples are as long as they are
+    file = dataset.open_tokens(path, meta.vocab_size, least, tokens, meta.shards(split), meta.dtype)
+    if not of_examples:
+        return file
+    marks = prepared.token_files(folder, meta, split + prepared.MARKS)
+    return file._replace(rows=open_rows(marks, len(file.tokens), settings.block_size, settings.segments))
 
 
 def _prepare_if_missing(name: str, folder: Path) -> None:

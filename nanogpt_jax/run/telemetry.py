@@ -18,6 +18,7 @@ import jax
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
+from nanogpt_jax.core.lora import INT8, Base
 from nanogpt_jax.core.optimizer import learning_rate_schedule
 from nanogpt_jax.core.train_step import Params, TrainState
 from nanogpt_jax.data.files import replace_when_whole
@@ -67,7 +68,7 @@ class StepLog:
         settings: Settings,
         figures: Sink,
         tell: Callable[[str], None],
-        params: Params,
+        flops_per_token: float,
         run: RunDocument,
         note: Callable[[str], None] = partial(print, flush=True),
         now: Callable[[], float] = time.perf_counter,
@@ -79,7 +80,7 @@ class StepLog:
         self._settings = settings
         self._figures, self._tell, self._note = figures, tell, note
         self._schedule = learning_rate_schedule(settings)
-        self._flops_per_iter = flops_per_token(settings, params) * settings.tokens_per_iter
+        self._flops_per_iter = flops_per_token * settings.tokens_per_iter
         self._peak_flops = peak_flops()
         self._now = now
         self._start = now() - run.seconds
@@ -158,16 +159,21 @@ class StepLog:
         return round(self._now() - self._start, 3)
 
 
-def flops_per_token(settings: Settings, params: Params) -> float:
+def flops_per_token(settings: Settings, params: Params, base: Base | None = None) -> float:
     """Floating-point operations of one token, forward and backward: 6N + 12LHQT (PaLM, appendix B).
 
-    N leaves the position table out, as nanoGPT does. A bigram table multiplies nothing.
+    N leaves the position table out, as nanoGPT does. A bigram table multiplies nothing. Weights of a base take 4 of the
+    6: they have no gradient.
     """
     if settings.model == "bigram":
         return 0.0
-    n = sum(p.size for p in jax.tree.leaves({name: p for name, p in params.items() if name != "wpe"}))
-    config = settings.gpt_config(len(params["wte"]["embedding"]))
-    return 6 * n + 12 * config.n_layer * config.n_head * config.head_width * config.block_size
+    kept = {} if base is None else base.variables["params"]
+    n, n_kept = (
+        sum(p.size for p in jax.tree.leaves({name: p for name, p in tree.items() if name != "wpe"}))
+        for tree in (params, kept if base is None else {**kept, INT8: base.variables.get(INT8, {})})
+    )
+    config = settings.gpt_config(len((params if base is None else kept)["wte"]["embedding"]))
+    return 6 * n + 4 * n_kept + 12 * config.n_layer * config.n_head * config.head_width * config.block_size
 
 
 def write_config(out_dir: Path, settings: Settings, **facts: Any) -> None:

@@ -49,6 +49,8 @@ class RunDocument:
         seconds: time spent in training so far, in all the processes of the run.
         skipped: updates that were skipped because their loss or gradient was not finite.
         data: what tells the data set from another; None where that is not known.
+        base: of a run whose parameters are a delta (LoRA), what `bases.described` says of the weights it belongs to.
+        template: how the conversations it learnt from became text, as `chat.Template` has it; None without them.
     """
 
     settings: dict[str, Any]
@@ -62,11 +64,13 @@ class RunDocument:
     seconds: float = 0.0
     skipped: int = 0
     data: str | None = None
+    base: dict[str, Any] | None = None
+    template: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            kinds = get_args(hint) if isinstance(hint, types.UnionType) else (get_origin(hint) or hint,)
-            if not isinstance(getattr(self, name), kinds):
+            kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+            if not isinstance(getattr(self, name), tuple(get_origin(kind) or kind for kind in kinds)):
                 raise TypeError(f"{name} is a {type(getattr(self, name)).__name__}")
 
 

@@ -19,10 +19,12 @@ from jax.sharding import Mesh
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.train_step import Params, init_params
+from nanogpt_jax.core.lora import init_delta, merge
+from nanogpt_jax.core.train_step import Params, init_params, purpose_key
 from nanogpt_jax.data.commands import flags_of
 from nanogpt_jax.data.files import is_dir, is_file
 from nanogpt_jax.data.prepared import load_meta
+from nanogpt_jax.weights import bases
 from nanogpt_jax.weights.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
 from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable
 from nanogpt_jax.weights.hub import fetched, hub_name
@@ -131,10 +133,35 @@ def _run_weights(out_dir: Path, which: str) -> Weights:
 
     def load(model: nn.Module, mesh: Mesh | None = None) -> Params:
         whole = model.clone(config=dataclasses.replace(model.config, block_size=settings.block_size))
-        like = sharding.placed(mesh, jax.eval_shape(lambda: init_params(whole, 0)))
-        return _cropped(checkpoint.params(like), model)
+        if settings.lora_rank is None:
+            like = sharding.placed(mesh, jax.eval_shape(lambda: init_params(whole, 0)))
+            return _cropped(checkpoint.params(like), model)
+        return _cropped(_merged(checkpoint, settings, whole, mesh), model)
 
     return Weights({name: getattr(settings, name) for name in SHAPE}, run.vocab_size, run.tokenizer, load)
+
+
+def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> Params:
+    """The weights that the delta in a run's checkpoint belongs to. Raises `UserError` where those are others now."""
+    base = checkpoint.run.base or {}
+    out_dir = checkpoint.folder.parents[1]
+    params = open_weights(bases.place_of(base, out_dir), which=str(base["which"])).load(model, mesh)
+    bases.require_same(base, params, out_dir)
+    return params
+
+
+def _merged(checkpoint: Checkpoint, settings: Settings, model: nn.Module, mesh: Mesh | None) -> Params:
+    """Base and delta of a run as the parameters of a plain model."""
+    rank, targets, scale = (
+        settings.lora_rank or 1,
+        settings.lora_targets,
+        settings.lora_alpha / (settings.lora_rank or 1),
+    )
+    like = jax.eval_shape(lambda: init_delta(model, purpose_key(0, "init"), rank, targets))
+    delta = checkpoint.params(sharding.placed(mesh, like))
+    params = base_params(checkpoint, model, mesh)
+    places = None if mesh is None else sharding.state_shardings(mesh, params)
+    return jax.jit(lambda params, delta: merge(params, delta, scale), out_shardings=places)(params, delta)
 
 
 def _nanogpt_weights(path: Path, data_dir: Path) -> Weights:

@@ -7,9 +7,9 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from nanogpt_jax.core.config import GPTConfig
+from nanogpt_jax.core.config import BASE_TYPES, GPTConfig
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.lora import BASE_TYPES, INT8, A, B, init_delta, layers_of, make_base, merge
+from nanogpt_jax.core.lora import INT8, A, B, init_delta, layers_of, make_base, merge
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.train_step import Batch, init_params, init_state, loss_fn, make_eval_step, make_train_step
 
@@ -35,8 +35,10 @@ def model_and_delta(config, targets="attn,mlp", rank=3):
 @pytest.mark.parametrize("targets", ["attn,mlp", "attn.c_attn", "attn.c_proj, mlp.c_fc"])
 def test_base_and_delta_are_what_they_are_merged(config, targets):
     model, params, delta = model_and_delta(config, targets)
-    beside = model.apply(make_base(params, "float32", SCALE).with_delta(delta), BATCH.tokens)
+    base = make_base(params, "float32", SCALE)
+    beside = model.apply(base.with_delta(delta), BATCH.tokens)
     merged = model.apply({"params": merge(params, delta, SCALE)}, BATCH.tokens)
+    jax.tree.map(np.testing.assert_array_equal, base.merged(delta), merge(params, delta, SCALE))
     np.testing.assert_allclose(beside, merged, atol=1e-6)
     assert np.abs(beside - model.apply({"params": params}, BATCH.tokens)).max() > 1e-3
 

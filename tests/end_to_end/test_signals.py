@@ -68,12 +68,12 @@ def test_the_pass_over_the_whole_split_stops_between_two_batches(data_dir, monke
         if len(calls) == 2:
             raise Stopped(signal.SIGTERM)
 
-    def eval_step(params, batch, weights):
+    def loss_of(batch, weights):
         calls.append(batch)
         return np.float32(0)
 
     with pytest.raises(Stopped):
-        loop.whole_split_loss(eval_step, {}, file, 1, stop=stop)
+        loop.whole_split_loss(loss_of, file, 1, stop=stop)
     assert len(calls) == 2
 
 

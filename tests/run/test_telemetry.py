@@ -65,7 +65,7 @@ def test_a_figure_is_the_mean_over_whole_updates_whatever_lies_between(monkeypat
     settings = preset("gpt_dev", batch_size=2, block_size=8, log_interval=log_interval)
     model = build_model(settings, 65, "cpu")
     params = init_params(model, 0)
-    log = StepLog(settings, Sinks([kept]), kept.iteration, params, RUN, now=clock)
+    log = StepLog(settings, Sinks([kept]), kept.iteration, flops_per_token(settings, params), RUN, now=clock)
     add = inspect.unwrap(StepLog.add)  # without the check of its arguments, to take what stands for an array
     free_at = clock.seconds
     for step in range(10):
