@@ -29,7 +29,6 @@ from nanogpt_jax.weights.state_dicts import StateDict, checked, misfit, name_of
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # what PEFT's two wrappers put before every name
-_MERGE = "merge the adapter into its base with peft's merge_and_unload() and save that"
 
 # What an adapter may be told that the delta does not have; a file that leaves them out means the first of these.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -93,7 +92,9 @@ def settings_of_peft(document: Any) -> PeftSettings:
         wanted = _FIXED.get(name, _UNSET)
         if name not in _FREE and not any(type(value) is type(one) and value == one for one in wanted):
             only = " or ".join(repr(one) for one in wanted) if name in _FIXED else "it unset"
-            raise UserError(f"{name}={value!r} is not offered here, where LoRA has {only}; {_MERGE}")
+            raise UserError(
+                f"{name}={value!r} is not offered here, where LoRA has {only}; merge it by merge_and_unload() of peft"
+            )
     rank = coerced("r", document.get("r", 8), int, ())
     require_at_least("r", rank, 1)
     alpha = coerced("lora_alpha", document.get("lora_alpha", 8), float, ())
@@ -123,13 +124,19 @@ def targets_of(modules: Sequence[str], config: GPTConfig) -> str:
     for module in modules:
         if module not in ends:
             known = ", ".join(modules_of("attn,mlp", config))
-            raise UserError(f"target_modules names {module!r}, and what may be trained here is {known}; {_MERGE}")
+            raise UserError(
+                f"target_modules names {module!r}, and what may be trained here is {known}; merge it by "
+                "merge_and_unload() of peft"
+            )
     asked = set().union(*(ends[module] for module in modules))
     trained = [path for path in paths if any((layer, path) in asked for layer in range(config.n_layer))]
     for layer, path in itertools.product(range(config.n_layer), trained):
         if (layer, path) not in asked:
             lacking = _module(config, layer, path)
-            raise UserError(f"target_modules leaves out {lacking!r}, and a delta is here to all layers alike; {_MERGE}")
+            raise UserError(
+                f"target_modules leaves out {lacking!r}, and a delta is here to all layers alike; merge it by "
+                "merge_and_unload() of peft"
+            )
     return ",".join(f"{path[0]}.{path[-1]}" for path in trained)
 
 
