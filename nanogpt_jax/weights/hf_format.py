@@ -155,11 +155,9 @@ _SAVE_ANEW = (
     "get its model.safetensors, or make one with transformers 4: "
     "AutoModelForCausalLM.from_pretrained(..., from_{}=True)"
 )
-_LORA = "a LoRA adapter ({}) and no whole model; merge it with peft's merge_and_unload() and save that"
 # What else a folder of weights may hold, and what to do then.
 _UNREAD = {
-    "adapter_config.json": _LORA,
-    "adapter_model.*": _LORA,
+    "adapter_model.*": "the matrices of a LoRA adapter ({}) without its adapter_config.json; get all of its files",
     "flax_model*.msgpack*": "Flax weights ({}) alone, which are not read here; " + _SAVE_ANEW.format("flax"),
     "tf_model*.h5*": "TensorFlow weights ({}) alone, which are not read here; " + _SAVE_ANEW.format("tf"),
     "model.ckpt*": "a TensorFlow 1 checkpoint ({}) alone, which is not read here; get its model.safetensors",
