@@ -71,7 +71,7 @@ Weights stay as they are to the bit; between runs and nanoGPT, AdamW's moments a
   {convert} out-x out-hf                load: AutoModelForCausalLM.from_pretrained("out-hf")
   {convert} gpt2 out-x                  GPT-2 by its name, or a folder that holds it
   {convert} out-x out-peft --to=peft    load: PeftModel.from_pretrained(base, "out-peft")
-  {convert} out-peft out-x              go on: {train} --init_from=resume --out_dir=out-x
+  {convert} out-peft out-x              a run that holds the adapter and names its base
 
 A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
 ckpt.pt, and the best one a Hugging Face or PEFT folder, unless --which says otherwise. The tokenizer goes along:

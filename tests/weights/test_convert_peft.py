@@ -77,9 +77,8 @@ def test_a_base_s_path_is_one_from_the_working_directory(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert opened(adapter)
     monkeypatch.chdir(adapter)
-    assert f"{adapter} holds a delta to the weights in base, which are not there" in refusal(open_weights, ".") or (
-        "holds a delta to the weights in base, which are not there" in refusal(open_weights, str(adapter))
-    )
+    said = refusal(open_weights, str(adapter))
+    assert said == f"{adapter} holds a delta to the weights in base, which are not there; put them back"
 
 
 def test_text_is_drawn_from_an_adapter_on_a_run(lab: Lab, tmp_path: Path, capsys: Any) -> None:
@@ -115,7 +114,9 @@ def test_what_lora_trained_is_an_adapter_of_the_same_logits(name: str, lab: Lab,
 
 def test_which_checkpoint_becomes_an_adapter_is_said(lab: Lab, tmp_path: Path) -> None:
     base = hf_folder(GPT2, tmp_path / "base")
-    tune(lab, base, tmp_path / "run", learning_rate=3.0, decay_lr=False)  # whose best is not its last
+    tune(
+        lab, base, tmp_path / "run", learning_rate=30.0, decay_lr=False, max_iters=8, eval_interval=4
+    )  # whose best is not its last
     for which in ("best", "last"):
         out = tmp_path / which
         assert convert.main([str(tmp_path / "run"), str(out), "--to=peft", f"--which={which}"]) == 0
@@ -128,14 +129,12 @@ def test_a_run_s_delta_and_its_base_are_one_model_to_nanogpt_and_in_a_run(
 ) -> None:
     tune(lab, lab.run, tmp_path / "run")
     ours = apply(*opened(tmp_path / "run", "last"))
-    for out in ("ckpt.pt", "whole"):
-        assert (
-            convert.main([str(tmp_path / "run"), str(tmp_path / out), *(["--to=run"] if out == "whole" else [])]) == 0
-        )
+    for out, to in (("ckpt.pt", []), ("whole", ["--to=run"])):
+        assert convert.main([str(tmp_path / "run"), str(tmp_path / out), *to]) == 0
         np.testing.assert_array_equal(apply(*opened(tmp_path / out)), ours)
     assert NanoGPTCheckpoint(tmp_path / "ckpt.pt").moments() is None
-    assert "wte/embedding" in str(newest(tmp_path / "whole").folder) or newest(tmp_path / "whole").run.base is None
-    with nothing_written(tmp_path):  # nanoGPT's exact gelu without biases is no GPT-2 of theirs
+    assert newest(tmp_path / "whole").run.base is None
+    with nothing_written(tmp_path):
         said = refusal(convert.main, [str(lab.run), str(tmp_path / "x"), "--to=peft"])
     assert f"{lab.run} trained whole weights, which are no adapter; convert it with --to=hf" in said
 
@@ -155,6 +154,7 @@ def test_an_adapter_becomes_a_run_that_goes_on(lab: Lab, tmp_path: Path) -> None
     before, delta = tree_of(base), read_peft(adapter, GPT2).delta
     changes = {"max_iters": 2, "batch_size": 2, "gradient_accumulation_steps": 1, "eval_iters": 1, "warmup_iters": 0}
     changes |= {"dataset": "words", "data_dir": str(lab.data_dir), "out_dir": str(run), "init_from": "resume"}
+    changes |= {"allow_changes": True}  # as for any run out of files that know of no data set
     loop.train(dataclasses.replace(lab.settings, **changes), changes)
     assert newest(run).run.step == 2 and tree_of(base) == before
     assert convert.main([str(run), str(back), "--to=peft", "--which=last", "--overwrite"]) == 0
@@ -173,12 +173,12 @@ def test_an_adapter_and_its_base_become_one_folder_of_transformers(tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base_model_name_or_path": None}, "adapter_config.json does not name the weights it belongs to; put base_mod"),
+        ({"base_model_name_or_path": None}, "adapter_config.json does not name the weights it belongs to; put"),
         ({"base_model_name_or_path": "ADAPTER"}, "names another adapter as its base"),
         ({"base_model_name_or_path": "./nowhere"}, "holds a delta to the weights in ./nowhere, which are not there"),
         ({"target_modules": ["q_proj"]}, "target_modules names 'q_proj', and what may be trained here is c_attn"),
         ({"use_dora": True}, "use_dora=True is not offered"),
-        ({"r": 4}, "tensor base_model.model.transformer.h.0.attn.c_attn.lora_A.weight has shape (3, 16) where the model"),
+        ({"r": 4}, "tensor base_model.model.transformer.h.0.attn.c_attn.lora_A.weight has shape (3, 16)"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("out", ["run", "hf"])
