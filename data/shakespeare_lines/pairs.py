@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 def pairs(text: str) -> list[dict[str, str]]:
     """A prompt and a completion of each line of verse or prose that is neither very short nor long."""
-    lines = [line for line in text.split("\n") if 15 <= len(line) <= 60 and not line.endswith(":")]
+    lines = [line for line in text.split("\n") if 15 <= len(line) <= 40 and not line.endswith(":")]
     bare = ("".join(c for c in line.lower() if c.isalpha() or c == " ") for line in lines)
     return [{"prompt": f"{prompt} -- ", "completion": line} for prompt, line in zip(bare, lines, strict=True)]
 

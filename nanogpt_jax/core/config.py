@@ -193,7 +193,7 @@ class Settings:
 
     # fmt: off
     out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png; where none is given, the preset's, with the data set's name after it if that is not the preset's own")
-    init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, another GPT-2, Llama or Qwen3 of Hugging Face's hub as ORGANIZATION/NAME, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder")
+    init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, another GPT-2, Llama or Qwen3 of Hugging Face's hub as ORGANIZATION/NAME, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, a PEFT adapter's")
     which: Literal["best", "last"] = setting("best", "run", "the weights of a run that init_from names: with its lowest validation loss, or the last", WHICH)
     eval_interval: int = setting(2000, "run", "iterations between two evaluations")
     log_interval: int = setting(1, "run", "iterations between two lines of training loss")

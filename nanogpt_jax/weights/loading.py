@@ -151,6 +151,7 @@ def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> 
     """The weights that the delta in a run's checkpoint belongs to. Raises `UserError` where those are others now."""
     base = checkpoint.run.base or {}
     out_dir = checkpoint.folder.parents[1]
+    _require_no_circle(out_dir, base)
     params = open_weights(bases.place_of(base, out_dir), which=str(base["which"])).load(model, mesh)
     bases.require_same(base, params, out_dir)
     return params
@@ -161,6 +162,17 @@ def delta_in(checkpoint: Checkpoint, settings: Settings, model: nn.Module, mesh:
     rank = settings.lora_rank or 1
     like = jax.eval_shape(lambda: init_delta(model, purpose_key(0, "init"), rank, settings.lora_targets))
     return checkpoint.params(sharding.placed(mesh, like))
+
+
+def _require_no_circle(out_dir: Path, base: Mapping[str, Any] | None) -> None:
+    """Raise `UserError` where the base of a run's base, and so on, is the run itself: all would be read without end."""
+    seen = {out_dir.resolve()}
+    while base and is_dir(Path(str(base["source"])) / FOLDER):
+        source = Path(str(base["source"])).resolve()
+        if source in seen:
+            raise UserError(f"{out_dir} was tuned on {source}, which is itself a delta to that; put the weights back")
+        seen.add(source)
+        base = open_which(source, str(base["which"])).run.base
 
 
 def _merged(checkpoint: Checkpoint, settings: Settings, model: nn.Module, mesh: Mesh | None) -> Params:

@@ -140,6 +140,17 @@ def test_a_delta_on_another_base_is_refused(lab, tmp_path):
     assert f"delta to the weights in {base}, which are not there; put" in refusal(lambda: weights.load(model, None))
 
 
+def test_a_base_that_is_itself_tuned_on_what_it_is_the_base_of_is_refused(lab, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert train.main([*TINY, f"--data_dir={lab / 'data'}", f"--out_dir={one}", "--max_iters=1"]) == 0
+    assert train.main([*flags(lab, other, "--max_iters=1"), f"--init_from={one}"]) == 0
+    assert train.main([*flags(lab, one, "--max_iters=1"), f"--init_from={other}"]) == 0  # and the first is gone
+    weights = open_weights(str(other))
+    model = build_model(Settings(**weights.settings), weights.vocab_size, "cpu")
+    said = refusal(lambda: weights.load(model, None))
+    assert "which is itself a delta to that; put the weights back" in said
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
