@@ -23,7 +23,7 @@ from tests.helpers.jobs import virtual_devices
 # In this order in one checkout: what a page makes, a later one may use.
 DOCUMENTS = (
     "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/records.md",
-    "docs/evaluate.md", "docs/index.md", "data/README.md",
+    "docs/evaluate.md", "docs/tuning.md", "docs/index.md", "data/README.md",
 )  # fmt: skip
 _PROGRAMS = (
     r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|ruff|mkdocs|jupyter|srun|gcloud|torchrun|nanogpt-jax"
@@ -97,6 +97,8 @@ RULES = (
     Rule(r"^python -m tests\.torture --kills=", add="--kills=1"),
     Rule(r"^python -m tests\.end_to_end$", why_not="takes a quarter of an hour; test_journey.py is smaller"),
     Rule(r"^python -m tests\.torture\.cost$", add="--pairs=1 --stretch=4"),
+    Rule(r"^python -m tests\.lora_memory$", why_not="takes GPT-2's 124M parameters four times"),
+    Rule(r"^python data/shakespeare_lines/pairs\.py$"),
     Rule(r"^python -m tests\.seeing_cost (live|lines)$", add="6"),
     Rule(r"^python -m tests\.lens_latency lens\.html$", why_not="" if CHROMIUM else "there is no Chromium"),
     Rule(r"^python -m nanogpt_jax\.compare\b", add=_FEW_STEPS),
