@@ -46,6 +46,7 @@ class Weights(NamedTuple):
     load: Callable[[nn.Module, Mesh | None], Params]  # onto a mesh: each device its own shards
     assumed: str | None = None  # a line for the user, where the tokenizer is no more than likely
     stops: tuple[int, ...] = ()  # tokens that end a text, beside the tokenizer's own
+    template: dict[str, Any] | None = None  # of a model tuned on chats: as `chat.template_from_json` reads it
 
 
 def open_run(out_dir: Path) -> Checkpoint:
@@ -138,7 +139,8 @@ def _run_weights(out_dir: Path, which: str) -> Weights:
             return _cropped(checkpoint.params(like), model)
         return _cropped(_merged(checkpoint, settings, whole, mesh), model)
 
-    return Weights({name: getattr(settings, name) for name in SHAPE}, run.vocab_size, run.tokenizer, load)
+    shape = {name: getattr(settings, name) for name in SHAPE}
+    return Weights(shape, run.vocab_size, run.tokenizer, load, template=run.template)
 
 
 def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> Params:
