@@ -12,6 +12,7 @@ COMMANDS = {  # its module, whose `main` takes the arguments; and its line of he
     "prepare": ("cli.prepare", "make a data set of your own text, of Tiny Shakespeare or OpenWebText"),
     "train": ("cli.train", "train a GPT"),
     "sample": ("cli.sample", "draw text from a trained model"),
+    "evaluate": ("evaluate.command", "measure models on texts, choices and completions, side by side"),
     "lens": ("lens.command", "write a page that shows what a model computes while it reads a text"),
     "sweep": ("sweep", "train many runs in one program: seeds, or values of any setting"),
     "plot": ("plot", "draw the loss curves of runs"),

@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,28 +39,44 @@ from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.recipe import CONFIG_FILE
 from nanogpt_jax.run.sinks import METRICS_FILE
 from nanogpt_jax.run.telemetry import write_config
+from nanogpt_jax.weights import bases, peft_format
 from nanogpt_jax.weights.checkpoint import FOLDER, RunDocument
 from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable, write_hf
-from nanogpt_jax.weights.loading import hf_tokenizer, located, nanogpt_tokenizer, open_which, stored_settings
+from nanogpt_jax.weights.loading import (
+    Known,
+    delta_in,
+    hf_tokenizer,
+    located,
+    nanogpt_tokenizer,
+    open_weights,
+    open_which,
+    peft_base,
+    stored_settings,
+)  # fmt: skip
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, Snapshot, moments_of, with_moments, write_nanogpt
 from nanogpt_jax.weights.saving import CheckpointWriter
 from nanogpt_jax.weights.tokenizer_files import begin_of, write_tokenizer
 
-Form = Literal["run", "hf", "nanogpt"]
+Form = Literal["run", "hf", "peft", "nanogpt"]
 _WRITTEN = {FOLDER, CONFIG_FILE, METRICS_FILE, "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+_WRITTEN |= {peft_format.SETTINGS, peft_format.TENSORS}
 
 _DESCRIPTION = """\
-Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face folder of a GPT-2, Llama or Qwen3.
+Convert a model between a run's folder, a nanoGPT ckpt.pt and a Hugging Face folder of a GPT-2, Llama or Qwen3; and what
+LoRA trained, between a run's folder and an adapter of PEFT's.
 Weights stay as they are to the bit; between runs and nanoGPT, AdamW's moments and the place in training go along.
 
   {convert} nanoGPT/out/ckpt.pt out-x   go on: {train} --init_from=resume --out_dir=out-x
   {convert} out-x nanoGPT/out/ckpt.pt   go on there: python train.py --init_from=resume
   {convert} out-x out-hf                load: AutoModelForCausalLM.from_pretrained("out-hf")
   {convert} gpt2 out-x                  GPT-2 by its name, or a folder that holds it
+  {convert} out-x out-peft --to=peft    load: PeftModel.from_pretrained(base, "out-peft")
+  {convert} out-peft out-x              a run that holds the adapter and names its base
 
 A DST that ends in .pt is for nanoGPT; any other is a folder, as --to says. Of a run, the newest checkpoint becomes a
-ckpt.pt, and the best one a Hugging Face folder, unless --which says otherwise. The tokenizer goes along: AutoTokenizer
-loads it from such a folder.
+ckpt.pt, and the best one a Hugging Face or PEFT folder, unless --which says otherwise. The tokenizer goes along:
+AutoTokenizer loads it from such a folder. What LoRA trained is merged into its base, but from an adapter to a run and
+back: there it stays two thin matrices beside each, and the base is named.
 nanoGPT looks for the characters of a data set in data/DATASET/meta.pkl, which its own prepare.py writes: its ids are
 ours, since both sort the characters."""
 
@@ -69,12 +85,12 @@ def main(argv: Sequence[str]) -> int:
     """`python -m nanogpt_jax.convert`: parse, read, check, write."""
     parser = Parser("convert", "SRC DST [--name=value ...]", _DESCRIPTION)
     parser.add_argument(
-        "src", metavar="SRC", help="a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, or gpt2..."
+        "src", metavar="SRC", help="a run's folder, a nanoGPT ckpt.pt, a Hugging Face or PEFT folder, or gpt2..."
     )
     parser.add_argument("dst", metavar="DST", help="what to write: a file that ends in .pt, or a folder")
-    parser.add_argument("--to", metavar="{run,hf}", help="what a DST folder is to be (hf for a run, else run)")
+    parser.add_argument("--to", metavar="{run,hf,peft}", help="what a DST folder is to be (hf for a run, else run)")
     parser.add_argument(
-        "--which", metavar="{best,last}", help="checkpoint of a run (last for a ckpt.pt, best for Hugging Face)"
+        "--which", metavar="{best,last}", help="checkpoint of a run (last for a ckpt.pt or a run, else best)"
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="meta.json of the data set that the model was trained on")
     parser.add_argument("--data_dir", metavar="DIR", default="data", help="folder that holds the data sets (data)")
@@ -104,7 +120,7 @@ def convert(
         require_choice("which", which, WHICH)
     use_accelerator("cpu")  # from files to files: there is nothing to compute
 
-    snapshot = _read(src, source, form, data_dir, which or ("best" if form == "hf" else "last"))
+    snapshot = _read(src, source, form, data_dir, which or ("best" if form in ("hf", "peft") else "last"))
     snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(src, snapshot, tokenizer, required=form == "run"))
     size = sum(value.size for value in jax.tree.leaves(snapshot.params))
     require_room(target.parent, 4 * size * (3 if form == "run" or snapshot.moments is not None else 1), dst)
@@ -115,6 +131,8 @@ def convert(
             with _folder_when_whole(target) as folder:
                 if form == "run":
                     _write_run(folder, target, snapshot)
+                elif form == "peft":
+                    _write_peft(folder, dst, snapshot)
                 else:
                     _write_hf(folder, dst, snapshot)
     except UserError:
@@ -129,6 +147,8 @@ def convert(
 
 def _read(src: str, source: Path, form: Form, data_dir: str, which: str) -> Snapshot:
     """What lies at `source`, which was asked for as `src`, with all that `form` has a place for."""
+    if form == "peft":
+        return _read_delta(source, which)
     if is_file(source):
         require_readable(source)
         checkpoint = NanoGPTCheckpoint(source)
@@ -142,6 +162,8 @@ def _read(src: str, source: Path, form: Form, data_dir: str, which: str) -> Snap
         settings = Settings(**vars(config), data_dir=data_dir)
         known = hf_tokenizer(src, source, config.vocab_size)
         return Snapshot(config, read_hf_params(source, config), settings, *known)
+    if peft_format.is_peft_folder(source):
+        return _read_peft(source, form, data_dir)
     require_readable(source)
     return _read_run(source, form, which)
 
@@ -158,6 +180,10 @@ def _read_run(source: Path, form: Form, which: str) -> Snapshot:
             f"optimizer={settings.optimizer} in {source} has no equal in nanoGPT, which has AdamW alone; convert to hf"
         )
     model, tx = build_model(settings, run.vocab_size, "cpu"), make_optimizer(settings)
+    if settings.lora_rank is not None:
+        params = open_weights(str(source), which=which).load(model, None)
+        whole = dataclasses.replace(settings, lora_rank=None)
+        return Snapshot(model.config, params, whole, run.tokenizer, step=run.step if form == "hf" else 0)
     like = abstract_state(model, tx)
     snapshot = Snapshot(
         model.config, like.params, settings, run.tokenizer, step=run.step, best_val_loss=run.best_val_loss
@@ -166,6 +192,33 @@ def _read_run(source: Path, form: Form, which: str) -> Snapshot:
         return dataclasses.replace(snapshot, params=checkpoint.params(like.params))
     state = checkpoint.state(like)
     return dataclasses.replace(snapshot, params=state.params, moments=moments_of(state.opt_state))
+
+
+def _read_delta(source: Path, which: str) -> Snapshot:
+    """What LoRA trained in a run, at its best or its last checkpoint."""
+    checkpoint = open_which(source, which)
+    run, settings = checkpoint.run, stored_settings(checkpoint.run)
+    if settings.lora_rank is None:
+        raise UserError(f"{source} trained whole weights, which are no adapter; convert it with --to=hf")
+    model = build_model(settings, run.vocab_size, "cpu")
+    delta = delta_in(checkpoint, settings, model)
+    return Snapshot(model.config, delta, settings, run.tokenizer, step=run.step, base=run.base)
+
+
+def _read_peft(folder: Path, form: Form, data_dir: str) -> Snapshot:
+    """An adapter's delta, for a run that trains it on; for other forms, merged into its base."""
+    source, weights, config = peft_base(folder, data_dir)
+    settings = Settings(**vars(config), data_dir=data_dir)
+    model = build_model(settings, config.vocab_size, "cpu")
+    known = Known(weights.tokenizer, weights.assumed)
+    if form != "run":
+        return Snapshot(config, open_weights(str(folder), data_dir).load(model, None), settings, *known)
+    delta, rank, alpha, targets, _ = peft_format.read_peft(folder, config)
+    settings = dataclasses.replace(
+        settings, init_from=source, lora_rank=rank, lora_alpha=alpha, lora_targets=targets
+    )  # fmt: skip
+    base = bases.described(source, settings.which, weights.load(model, None))
+    return Snapshot(config, delta, settings, *known, base=base)
 
 
 def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
@@ -181,11 +234,22 @@ def _write_run(folder: Path, out_dir: Path, snapshot: Snapshot) -> None:
     loss = snapshot.best_val_loss
     run = RunDocument(
         vars(settings), snapshot.tokenizer, snapshot.config.vocab_size, snapshot.step, evaluated=loss is not None,
-        val_loss=loss, best_val_loss=loss,
+        val_loss=loss, best_val_loss=loss, base=snapshot.base,
     )  # fmt: skip
     with contextlib.closing(CheckpointWriter(folder)) as checkpoints:
         checkpoints.save(state, run)
     write_config(folder, settings)
+
+
+def _write_peft(folder: Path, dst: str, snapshot: Snapshot) -> None:
+    """Write the delta as `PeftModel.from_pretrained` reads it, over a base that transformers has to read."""
+    settings, base = snapshot.settings, str((snapshot.base or {})["source"])
+    adapter = peft_format.Adapter(
+        snapshot.params, settings.lora_rank or 1, settings.lora_alpha, settings.lora_targets, base
+    )
+    peft_format.write_peft(folder, snapshot.config, adapter)
+    if exists(Path(base)) and not is_hf_folder(Path(base)):
+        print(f"{dst} belongs to {base}, which transformers does not read: convert that too", file=sys.stderr)
 
 
 def _write_hf(folder: Path, dst: str, snapshot: Snapshot) -> None:
@@ -227,9 +291,9 @@ def _tokenizer(source: str, snapshot: Snapshot, named: str | None, required: boo
 
 def _form_of(target: Path, to: str | None, is_run: bool) -> Form:
     if to is not None:
-        require_choice("to", to, ("run", "hf"))
+        require_choice("to", to, ("run", "hf", "peft"))
     if target.suffix != ".pt":
-        return "hf" if to == "hf" or (to is None and is_run) else "run"
+        return cast(Form, to or ("hf" if is_run else "run"))
     if to is not None:
         raise UserError(f"to={to} is a folder and {target} ends in .pt, as nanoGPT's files do; leave --to out")
     return "nanogpt"

@@ -79,6 +79,8 @@ def read_settings(kind: type[_S], argv: Sequence[str], command: str, description
     parser = Parser(command, "[--name=value ...]", description)
     add_fields(parser, kind)
     given, notes = translated(parser.parse(argv))
+    if "wandb" not in {f.name for f in dataclasses.fields(kind)}:  # type: ignore[arg-type]  # it is a dataclass
+        given.pop("wandb", None)  # nanoGPT's files have it beside what they are for
     tell(notes)
     return kind(**given)
 

@@ -53,7 +53,9 @@ def main_texts(argv: Sequence[str], data_dir: Path = Path("data")) -> int:
     folder = _folder(given, given.get("name", given["files"][0].stem))
     tokenizer, options = _tokenizer(given.get("tokenizer", "char"), given["data_dir"]), _options(given)
     if "format" in given:
-        return _report(_examples(given, folder, tokenizer, options))
+        which = given.get("tokenizer", "char")
+        begins_with = {"init_from": which} if is_dir(Path(which)) and not is_file(Path(which) / "meta.json") else {}
+        return _report(_examples(given, folder, tokenizer, options), **begins_with)
     for name in _OF_EXAMPLES:
         if name in given:
             raise UserError(f"--{name} is for examples; add --format=pairs or --format=chat, or leave it out")
@@ -236,8 +238,8 @@ def _tokenizer_of_weights(source: str, data_dir: Path) -> dict[str, Any]:
     return weights.tokenizer
 
 
-def _report(summary: Summary) -> int:
-    print(f"{summary}\ntrain on it with: {to_train_on(summary.folder)}")
+def _report(summary: Summary, **flags: object) -> int:
+    print(f"{summary}\ntrain on it with: {to_train_on(summary.folder, **flags)}")
     for remark in summary.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return 0

@@ -154,7 +154,9 @@ def chat_text(settings: SampleSettings) -> None:
     weights, tokenizer = open_model(settings)
     template = chat.template_for(settings.template, weights.template, tokenizer)
     own = () if tokenizer.eot_token is None else (tokenizer.eot_token,)
-    stops = sorted({template.stop(tokenizer), *own, *weights.stops})
+    # What ended the examples of a run on chats may be a line end, which is a part of answers.
+    others = weights.stops if weights.template is None else ()
+    stops = sorted({template.stop(tokenizer), *own, *others})
     first = chat.first_message(template, settings.system)
     stream = _stream(settings, weights, tokenizer, stops)
     block_size = stream.model.config.block_size
@@ -191,7 +193,12 @@ def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
     elif source == "resume":
         source = newest_run()
         print(f"out_dir: {source}, the newest run here", file=sys.stderr)
-    weights = open_weights(source, which=settings.which)
+    return open_source(source, settings.which)
+
+
+def open_source(source: str, which: str, data_dir: str = "data") -> tuple[Weights, Tokenizer]:
+    """The weights that `source` names, as `open_weights` takes it, and their tokenizer; `UserError` without either."""
+    weights = open_weights(source, data_dir, which)
     if weights.tokenizer is None:
         raise UserError(
             f"{source} does not say what its tokens are; make it a run first, with "

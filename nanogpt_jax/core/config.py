@@ -260,7 +260,7 @@ class Settings:
     lora_rank: int | None = setting(None, "lora", "tune no weights, but two matrices of this rank beside each of them (LoRA); none: tune all")
     lora_alpha: float = setting(16.0, "lora", "their product is scaled by lora_alpha / lora_rank")
     lora_targets: str = setting("attn,mlp", "lora", "which have them: attn, mlp, or single layers, as in attn.c_attn,mlp.c_fc; with rotary positions also attn.q, attn.k, attn.v")
-    lora_base: Literal["float32", "bfloat16", "int8"] = setting("float32", "lora", "how the weights lie in memory that are not tuned", BASE_TYPES)
+    lora_base: Literal["float32", "bfloat16", "int8"] = setting("float32", "lora", "how the matrices of blocks lie in memory, which are not tuned", BASE_TYPES)
 
     accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)

@@ -58,18 +58,17 @@ no_type_check(Base.__init__)  # a tree of this shape may hold anything
 
 
 def make_base(params: Any, kind: BaseType, scale: float) -> Base:
-    """The parameters of a model as a base: their matrices as they are, in bfloat16, or the blocks' in int8."""
+    """The parameters of a model as a base: the matrices of its blocks as they are, in bfloat16, or in int8.
 
-    def kept(path: tuple[str, ...], p: Array) -> Array:
-        return p.astype(jnp.bfloat16) if kind != "float32" and p.ndim == 2 else p
-
+    Tables, which the loss reads as a whole, and vectors stay in float32.
+    """
     flat = flatten_dict(params)
-    kernels = {p: x for p, x in flat.items() if kind == "int8" and p[0].startswith("h_") and p[-1] == "kernel"}
-    rest = {path: kept(path, p) for path, p in flat.items() if path not in kernels}
-    variables = {"params": unflatten_dict(rest)}
-    if kernels:
-        variables[INT8] = unflatten_dict({path: quantized(kernel.T) for path, kernel in kernels.items()})
-    return Base(variables, scale)
+    kernels = {path: p for path, p in flat.items() if path[0].startswith("h_") and path[-1] == "kernel"}
+    if kind == "int8":
+        rest = {path: p for path, p in flat.items() if path not in kernels}
+        small = {path: quantized(kernel.T) for path, kernel in kernels.items()}
+        return Base({"params": unflatten_dict(rest), INT8: unflatten_dict(small)}, scale)
+    return Base({"params": unflatten_dict(flat | {path: p.astype(kind) for path, p in kernels.items()})}, scale)
 
 
 def layers_of(config: GPTConfig, targets: str) -> list[tuple[str, ...]]:

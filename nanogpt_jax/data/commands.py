@@ -116,7 +116,7 @@ def _where_prepared(data_set: Path) -> dict[str, object]:
     return {} if data_set.parent.resolve() == usual else {"data_dir": data_set.parent}
 
 
-def to_train_on(data_set: Path) -> str:
+def to_train_on(data_set: Path, **flags: object) -> str:
     """The command that trains on the data set in a folder."""
     where = {} if data_set.parent.resolve() == Path("data").resolve() else {"data_dir": data_set.parent}
-    return pasteable("train", dataset=data_set.name, **where)
+    return pasteable("train", dataset=data_set.name, **where, **flags)

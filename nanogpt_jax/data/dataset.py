@@ -7,8 +7,9 @@ That is what lets a stopped run go on with the data it would have seen.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,12 +162,13 @@ def targets_in_split(file: TokenFile) -> int:
     return len(file.tokens) - 1 if file.rows is None else int(file.rows.targets.sum())
 
 
-def targets_in_batches(
-    file: TokenFile, stream: str, seed: int, indices: Iterable[int], shape: tuple[int, ...], block_size: int
+def targets_in_batch(
+    file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
 ) -> int:
-    """How many are to be predicted in random batches of those indices."""
-    starts = (random_starts(file, stream, seed, index, shape, block_size) for index in indices)
-    return sum(rows.size * block_size if file.rows is None else int(file.rows.targets[rows].sum()) for rows in starts)
+    """How many are to be predicted in a random batch."""
+    if file.rows is None:
+        return math.prod(shape) * block_size
+    return int(file.rows.targets[random_starts(file, stream, seed, index, shape, block_size)].sum())
 
 
 def digest(file: TokenFile) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,13 +149,17 @@ def estimate_loss(
     shape = (settings.batch_size,)
     ones = np.ones((settings.batch_size, settings.block_size), np.float32)
     losses = {}
-    indices = range(step * settings.eval_iters, (step + 1) * settings.eval_iters)
     for stream, file in (("train_eval", data.train), ("val", data.val)):
-        batches = (
-            (feed.random_batch(mesh, file, stream, settings.seed, i, shape, settings.block_size), ones) for i in indices
-        )
-        targets = dataset.targets_in_batches(file, stream, settings.seed, indices, shape, settings.block_size)
-        losses[stream] = _sum(loss_of, batches, stop) / targets
+        targets = 0
+
+        def batches(stream: str = stream, file: TokenFile = file) -> Iterator[tuple[Batch, Any]]:
+            nonlocal targets
+            for i in range(step * settings.eval_iters, (step + 1) * settings.eval_iters):
+                drawn = (file, stream, settings.seed, i, shape, settings.block_size)
+                targets += dataset.targets_in_batch(*drawn)
+                yield feed.random_batch(mesh, *drawn), ones
+
+        losses[stream] = _sum(loss_of, batches(), stop) / targets
     return losses
 
 

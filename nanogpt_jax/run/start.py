@@ -20,6 +20,7 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Params, Seed, TrainState, abstract_state, init_params, init_state
 from nanogpt_jax.data import dataset, prepare, prepared
+from nanogpt_jax.data.chat import END, encoded
 from nanogpt_jax.data.commands import flags_of, pasteable, to_put_in_tokens_of
 from nanogpt_jax.data.dataset import TokenFile
 from nanogpt_jax.data.examples import open_rows
@@ -32,12 +33,16 @@ from nanogpt_jax.weights.loading import Weights, base_params, open_weights, open
 
 
 class Data(NamedTuple):
-    """Both splits of a data set, and the tokenizer that made them, as JSON; and the template of its conversations."""
+    """Both splits of a data set, and the tokenizer that made them, as JSON.
+
+    Of examples, also the token that ends each, and the template of conversations.
+    """
 
     train: TokenFile
     val: TokenFile
     tokenizer: dict[str, Any]
     vocab_size: int
+    end: int | None = None
     template: dict[str, Any] | None = None
 
     def digest(self) -> str:
@@ -123,7 +128,9 @@ def resumed(settings: Settings, given: Mapping[str, Any], data: Data | None = No
 
 
 def _new_run(settings: Settings, data: Data, vocab_size: int) -> RunDocument:
-    return RunDocument(vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest(), template=data.template)
+    return RunDocument(
+        vars(settings), data.tokenizer, vocab_size, step=0, data=data.digest(), end=data.end, template=data.template
+    )
 
 
 def _fresh(model: nn.Module, tx: optax.GradientTransformation, seed: Seed) -> TrainState:
@@ -158,8 +165,11 @@ def _open_data(settings: Settings) -> Data:
         _open_split(settings, folder, meta, split, tokens)
         for split, tokens in (("train", meta.train_tokens), ("val", meta.val_tokens))
     )
-    template = None if meta.examples is None else meta.examples.get("template")
-    return Data(train, val, meta.tokenizer, meta.vocab_size, template)
+    if meta.examples is None:
+        return Data(train, val, meta.tokenizer, meta.vocab_size)
+    ids, _ = encoded([END], prepared.load_tokenizer(meta.tokenizer))
+    end = int(ids[-1]) if ids.size else None
+    return Data(train, val, meta.tokenizer, meta.vocab_size, end, meta.examples.get("template"))
 
 
 def _open_split(settings: Settings, folder: Path, meta: prepared.Meta, split: str, tokens: int) -> TokenFile:

@@ -50,6 +50,7 @@ class RunDocument:
         skipped: updates that were skipped because their loss or gradient was not finite.
         data: what tells the data set from another; None where that is not known.
         base: of a run whose parameters are a delta (LoRA), what `bases.described` says of the weights it belongs to.
+        end: the token that ended each example it learnt from; None where it learnt from plain text.
         template: how the conversations it learnt from became text, as `chat.Template` has it; None without them.
     """
 
@@ -65,6 +66,7 @@ class RunDocument:
     skipped: int = 0
     data: str | None = None
     base: dict[str, Any] | None = None
+    end: int | None = None
     template: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

@@ -155,11 +155,9 @@ _SAVE_ANEW = (
     "get its model.safetensors, or make one with transformers 4: "
     "AutoModelForCausalLM.from_pretrained(..., from_{}=True)"
 )
-_LORA = "a LoRA adapter ({}) and no whole model; merge it with peft's merge_and_unload() and save that"
 # What else a folder of weights may hold, and what to do then.
 _UNREAD = {
-    "adapter_config.json": _LORA,
-    "adapter_model.*": _LORA,
+    "adapter_model.*": "the matrices of a LoRA adapter ({}) without its adapter_config.json; get all of its files",
     "flax_model*.msgpack*": "Flax weights ({}) alone, which are not read here; " + _SAVE_ANEW.format("flax"),
     "tf_model*.h5*": "TensorFlow weights ({}) alone, which are not read here; " + _SAVE_ANEW.format("tf"),
     "model.ckpt*": "a TensorFlow 1 checkpoint ({}) alone, which is not read here; get its model.safetensors",
@@ -212,9 +210,13 @@ def write_hf(folder: Path, config: GPTConfig, params: Params, begin: int | None 
     state_dict = hf_state_dict_of(params, config)
     if config.tie_word_embeddings:
         del state_dict[HEAD]
-    settings, weights = folder / "config.json", folder / "model.safetensors"
+    write_pair(folder / "config.json", document, folder / "model.safetensors", state_dict)
+
+
+def write_pair(settings: Path, document: Mapping[str, Any], weights: Path, tensors: StateDict) -> None:
+    """Write two files of one folder: the settings as JSON, and the tensors, which PyTorch's libraries then read."""
     with replace_when_whole(settings, "w") as file:
         json.dump(document, file, indent=2)
         file.write("\n")
-    save_file(state_dict, weights, metadata={"format": "pt"})  # which from_pretrained insists on
+    save_file(tensors, weights, metadata={"format": "pt"})  # which from_pretrained insists on
     weights.chmod(settings.stat().st_mode)  # safetensors makes files private

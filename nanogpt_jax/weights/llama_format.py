@@ -188,7 +188,7 @@ def llama_state_dict_of(params: Params, config: GPTConfig) -> StateDict:
     kind_of(config)
     flat, state_dict = flatten_dict(params), {}
     for path in shapes_of(config):
-        names = _names(path)
+        names = names_of(path)
         parts = np.split(np.asarray(flat[path]), config.qkv_cuts if len(names) > 1 else (), axis=-1)
         for name, part in zip(names, parts, strict=True):
             state_dict[name] = np.ascontiguousarray(part.T if path[-1] == "kernel" else part)
@@ -205,7 +205,7 @@ def params_of_llama(state_dict: Mapping[str, np.ndarray], config: GPTConfig) -> 
     """
     there, flat = normalized(state_dict, "model."), {}
     for path, shape in shapes_of(config).items():
-        names, is_kernel = _names(path), path[-1] == "kernel"
+        names, is_kernel = names_of(path), path[-1] == "kernel"
         cuts = config.qkv_cuts if len(names) > 1 else ()
         widths = np.diff([0, *cuts, shape[-1]])
         parts = []
@@ -234,7 +234,7 @@ _OF_BLOCK = {
 }
 
 
-def _names(path: tuple[str, ...]) -> list[str]:
+def names_of(path: tuple[str, ...]) -> list[str]:
     """What the tensors of one parameter are called: one, but for queries, keys and values, which are three there."""
     top, *inside, leaf = path
     end = "bias" if leaf == "bias" else "weight"

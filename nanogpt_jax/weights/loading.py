@@ -1,7 +1,7 @@
-"""Where weights come from: a run's folder, a nanoGPT `ckpt.pt`, a Hugging Face folder, or a model by its name.
+"""Where weights come from: a run, a nanoGPT `ckpt.pt`, a Hugging Face or PEFT folder, or a model by its name.
 
-What the files of other programs hold is said by `nanogpt_format.py` and `hf_format.py`; here they are told apart, and
-nothing is written.
+What the files of other programs hold is said by `nanogpt_format.py`, `hf_format.py` and `peft_format.py`; here they are
+told apart, a delta is merged into its base, and nothing is written.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from jax.sharding import Mesh
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.lora import init_delta, merge
+from nanogpt_jax.core.lora import Delta, init_delta, merge
 from nanogpt_jax.core.train_step import Params, init_params, purpose_key
 from nanogpt_jax.data.commands import flags_of
 from nanogpt_jax.data.files import is_dir, is_file
 from nanogpt_jax.data.prepared import load_meta
 from nanogpt_jax.weights import bases
 from nanogpt_jax.weights.checkpoint import FOLDER, Checkpoint, RunDocument, best, newest
+from nanogpt_jax.weights.foreign_files import reading
 from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_params, require_readable
 from nanogpt_jax.weights.hub import fetched, hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint
+from nanogpt_jax.weights.peft_format import SETTINGS, is_peft_folder, read_peft, read_peft_settings, targets_of
 from nanogpt_jax.weights.tokenizer_files import read_tokenizer, stop_tokens
 
 SHAPE = ("model", *(f.name for f in dataclasses.fields(GPTConfig) if f.name not in ("vocab_size", "dropout")))
@@ -65,10 +67,11 @@ def open_which(out_dir: Path, which: str) -> Checkpoint:
 
 
 def open_weights(source: str, data_dir: str = "data", which: str = "best") -> Weights:
-    """The weights that `source` names: a model of the hub, a nanoGPT `ckpt.pt`, a Hugging Face folder or a run.
+    """The weights that `source` names: a model of the hub, a nanoGPT `ckpt.pt`, a Hugging Face or PEFT folder or a run.
 
-    Of a run it is the best checkpoint, or the last if that is `which`. A nanoGPT checkpoint names its data set, whose
-    tokenizer `data_dir` may have. `load` gives a model of a smaller `block_size` the first rows of the position table.
+    Of a run it is the best checkpoint, or the last if that is `which`; what LoRA trained comes merged into its base. A
+    nanoGPT checkpoint names its data set, whose tokenizer `data_dir` may have. `load` gives a model of a smaller
+    `block_size` the first rows of the position table.
     Raises `UserError` if there is nothing at `source` that can be read.
     """
     path = located(source)
@@ -77,6 +80,8 @@ def open_weights(source: str, data_dir: str = "data", which: str = "best") -> We
         return _nanogpt_weights(path, Path(data_dir))
     if is_hf_folder(path):
         return _hf_weights(source, path)
+    if is_peft_folder(path):
+        return _peft_weights(path, data_dir)
     require_readable(path)
     return _run_weights(path, which)
 
@@ -140,7 +145,8 @@ def _run_weights(out_dir: Path, which: str) -> Weights:
         return _cropped(_merged(checkpoint, settings, whole, mesh), model)
 
     shape = {name: getattr(settings, name) for name in SHAPE}
-    return Weights(shape, run.vocab_size, run.tokenizer, load, template=run.template)
+    stops = () if run.end is None else (run.end,)
+    return Weights(shape, run.vocab_size, run.tokenizer, load, stops=stops, template=run.template)
 
 
 def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> Params:
@@ -152,18 +158,61 @@ def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> 
     return params
 
 
+def delta_in(checkpoint: Checkpoint, settings: Settings, model: nn.Module, mesh: Mesh | None = None) -> Delta:
+    """The delta in the checkpoint of a run by `settings` that tunes `model`."""
+    rank = settings.lora_rank or 1
+    like = jax.eval_shape(lambda: init_delta(model, purpose_key(0, "init"), rank, settings.lora_targets))
+    return checkpoint.params(sharding.placed(mesh, like))
+
+
 def _merged(checkpoint: Checkpoint, settings: Settings, model: nn.Module, mesh: Mesh | None) -> Params:
     """Base and delta of a run as the parameters of a plain model."""
-    rank, targets, scale = (
-        settings.lora_rank or 1,
-        settings.lora_targets,
-        settings.lora_alpha / (settings.lora_rank or 1),
-    )
-    like = jax.eval_shape(lambda: init_delta(model, purpose_key(0, "init"), rank, targets))
-    delta = checkpoint.params(sharding.placed(mesh, like))
-    params = base_params(checkpoint, model, mesh)
+    delta = delta_in(checkpoint, settings, model, mesh)
+    return _joined(base_params(checkpoint, model, mesh), delta, settings.lora_scale, mesh)
+
+
+def _joined(params: Params, delta: Delta, scale: float, mesh: Mesh | None) -> Params:
+    """`lora.merge`, each device with its own share."""
     places = None if mesh is None else sharding.state_shardings(mesh, params)
     return jax.jit(lambda params, delta: merge(params, delta, scale), out_shardings=places)(params, delta)
+
+
+class PeftBase(NamedTuple):
+    """What an adapter is a delta to: the name or path that it gives, the weights there, and their model's shape."""
+
+    source: str
+    weights: Weights
+    config: GPTConfig
+
+
+def peft_base(folder: Path, data_dir: str) -> PeftBase:
+    """The base that the adapter in `folder` names; a path is one from the working directory, as it is to PEFT.
+
+    Raises `UserError` if it is not there, or if the adapter is of another model.
+    """
+    of_adapter = read_peft_settings(folder)
+    source, settings = of_adapter.base, folder / SETTINGS
+    if source is None:
+        raise UserError(f"{settings} does not name the weights it belongs to; put base_model_name_or_path there")
+    if is_peft_folder(Path(source)):
+        raise UserError(f"{settings} names another adapter as its base, {source}; merge that, and name the result")
+    weights = open_weights(bases.place_of({"source": source}, folder), data_dir)
+    if weights.settings["model"] != "gpt":
+        raise UserError(f"{settings} names as its base a {weights.settings['model']}, {source}; name a gpt")
+    config = Settings(**weights.settings).gpt_config(weights.vocab_size)
+    with reading(settings):
+        targets_of(of_adapter.modules, config)
+    return PeftBase(source, weights, config)
+
+
+def _peft_weights(folder: Path, data_dir: str) -> Weights:
+    base = peft_base(folder, data_dir)
+
+    def load(model: nn.Module, mesh: Mesh | None = None) -> Params:
+        delta, rank, alpha, *_ = read_peft(folder, model.config)
+        return _joined(base.weights.load(model, mesh), delta, alpha / rank, mesh)
+
+    return base.weights._replace(load=load)
 
 
 def _nanogpt_weights(path: Path, data_dir: Path) -> Weights:

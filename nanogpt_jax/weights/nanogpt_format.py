@@ -184,6 +184,7 @@ class Snapshot:
         step: updates made.
         best_val_loss: the lowest estimate of the validation loss so far.
         moments: AdamW's; None before the first update.
+        base: where `params` are a delta (LoRA), what `bases.described` says of the weights it belongs to.
     """
 
     config: GPTConfig
@@ -194,6 +195,7 @@ class Snapshot:
     step: int = 0
     best_val_loss: float | None = None
     moments: Moments | None = None
+    base: dict[str, Any] | None = None
 
 
 def write_nanogpt(path: Path, snapshot: Snapshot) -> None:

@@ -76,6 +76,10 @@ def test_a_conversation_outgrows_the_block_and_goes_on(talk: Callable[..., Talk]
     assert talk("red?\nsky?", "--temperature=0").err == ""
 
 
+def test_an_answer_may_have_lines_though_a_line_end_ends_the_conversations(talk: Callable[..., Talk]) -> None:
+    assert talk("who?\nred?\nwho?\n", "--temperature=0").answers == ["he", "she", "apple", "he", "she"]
+
+
 def test_programs_are_compiled_for_powers_of_two_and_not_for_every_message(talk: Callable[..., Talk]) -> None:
     sampling.extend.clear_cache()
     asked = "".join(f"{'o' * length}?\n" for length in range(1, 20))

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from nanogpt_jax.cli import entry, sample, train
+from nanogpt_jax.cli.flags import read_settings
+from nanogpt_jax.cli.sample import SampleSettings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run import loop
 from tests.helpers.commands import command
@@ -42,6 +44,10 @@ def test_nanogpts_flags_without_a_meaning_here_are_named_and_not_fatal(settings_
     assert [line.split()[0] for line in said] == ["compile=False", "backend=gloo", "device=mps"]
     assert settings_of("gpt_dev", "--compile=True", "--device=cpu").accelerator == "cpu"
     assert capsys.readouterr().err == ""
+
+
+def test_what_nanogpt_logs_means_nothing_where_nothing_is_logged():
+    assert read_settings(SampleSettings, ["--wandb_log=True", "--num_samples=2"], "sample", "").num_samples == 2
 
 
 def test_dashes_and_underscores_are_alike_and_switches_may_stand_alone(settings_of):

@@ -102,10 +102,10 @@ def dequantized(base):
 def test_a_base_in_int8_takes_a_quarter_of_the_blocks_bytes():
     _, params, _ = model_and_delta(GPT2)
     sizes = {kind: sum(x.nbytes for x in jax.tree.leaves(make_base(params, kind, 1.0))) for kind in BASE_TYPES}
-    kernels = sum(x.nbytes for path, x in flatten_dict(params).items() if path[-1] == "kernel")
-    tables = sum(x.nbytes for path, x in flatten_dict(params).items() if path[-1] == "embedding")
-    assert sizes["bfloat16"] == sizes["float32"] - (kernels + tables) // 2
-    assert sizes["int8"] < sizes["float32"] - tables // 2 - 0.7 * kernels
+    kernels = {path: x for path, x in flatten_dict(params).items() if path[-1] == "kernel"}
+    size, scales = sum(x.nbytes for x in kernels.values()), sum(4 * x.shape[1] for x in kernels.values())
+    assert sizes["bfloat16"] == sizes["float32"] - size // 2
+    assert sizes["int8"] == sizes["float32"] - 3 * size // 4 + scales
 
 
 @pytest.mark.parametrize("targets", ["attn,head", "", "attn.q", "mlp.c_gate"])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from nanogpt_jax.core.config import GPTConfig, Settings
 from nanogpt_jax.core.errors import UserError
@@ -23,6 +24,7 @@ from nanogpt_jax.core.train_step import (
     make_train_step,
 )
 from nanogpt_jax.run.presets import preset
+from nanogpt_jax.weights.hf_format import write_hf
 
 SMALL = GPTConfig(block_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8)
 SETTINGS = preset("shakespeare_char_cpu", weight_decay=0.1, grad_clip=0.0, decay_lr=False, learning_rate=1e-2)
@@ -106,6 +108,23 @@ def test_ignored_targets_are_left_out_of_the_mean_as_in_nanogpt(vocab_size):
     total = make_eval_step(model)(params, masked, ones)
     assert float(total) == pytest.approx(float(loss) * (~left_out).sum(), rel=1e-6)
     assert math.isnan(loss_fn(model, params, batch._replace(targets=np.full_like(batch.targets, IGNORED))))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_ignored_targets_are_left_out_as_transformers_leaves_out_its_labels_of_minus_100(kind, tmp_path):
+    llama = {"position": "rope", "norm": "rms", "bias": False, "activation": "swiglu", "n_kv_head": 1}
+    config = dataclasses.replace(SMALL, **(llama if kind == "llama" else {"activation": "gelu_new"}))
+    params = jax.tree.map(lambda p: 4 * p, init_params(GPT(config), 0))
+    write_hf(tmp_path, config, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    draw = np.random.default_rng(0)
+    rows, left_out = draw.integers(0, 11, (3, 8)).astype(np.int32), draw.random((3, 8)) < 0.4
+    labels = torch.tensor(np.where(left_out, -100, rows)).long()
+    with torch.no_grad():
+        loss = theirs(torch.tensor(rows).long(), labels=labels).loss  # which moves the labels by one itself
+    batch = Batch(rows[:, :-1], np.where(left_out, IGNORED, rows)[:, 1:])
+    assert 0 < (batch.targets == IGNORED).sum() < batch.targets.size
+    assert float(loss_fn(GPT(config), params, batch)) == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_the_mean_is_over_all_targets_of_an_update_however_micro_batches_share_them():

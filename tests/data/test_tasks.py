@@ -65,7 +65,8 @@ def test_each_example_ends_with_the_end_of_text_token_where_there_is_one(tmp_pat
 CHAT = [
     {"messages": [
         {"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"},
+        {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Me"},
     ]}
 ] * 12  # fmt: skip
 
@@ -120,7 +121,7 @@ def test_a_long_prompt_is_cut_at_its_left_and_counted(tmp_path):
         ("[1]", "pairs", r"holds [1] where a JSON object belongs"),
         ("{", "pairs", "is not JSON"),
         ('{"messages": []}', "chat", "has messages [] where a list of them belongs"),
-        ('{"messages": [{"role": "me", "content": "a"}]}', "chat", "where a role of system, user, assistant and a string"),
+        ('{"messages": [{"role": "me", "content": "a"}]}', "chat", "where a role of system, user, assistant"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "chat", "has nothing that the assistant says"),
         ('{"messages": [{"role": "user", "content": 1}]}', "chat", "has the message"),
     ],
@@ -254,7 +255,7 @@ def test_a_whole_split_counts_every_learnt_token_once(tmp_path):
     counted = sum(int(((batch.targets != IGNORED) * weights).sum()) for batch, weights in batches)
     assert counted == dataset.targets_in_split(file) == len(learnt(tmp_path / "set").replace(".", ""))
     drawn = [dataset.random_batch(file, "val", 1, i, (3,), 32) for i in range(4)]
-    number = dataset.targets_in_batches(file, "val", 1, range(4), (3,), 32)
+    number = sum(dataset.targets_in_batch(file, "val", 1, i, (3,), 32) for i in range(4))
     assert number == sum(int((batch.targets != IGNORED).sum()) for batch in drawn)
 
 

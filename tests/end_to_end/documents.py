@@ -23,7 +23,7 @@ from tests.helpers.jobs import virtual_devices
 # In this order in one checkout: what a page makes, a later one may use.
 DOCUMENTS = (
     "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/records.md",
-    "docs/index.md", "data/README.md",
+    "docs/evaluate.md", "docs/index.md", "data/README.md",
 )  # fmt: skip
 _PROGRAMS = (
     r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|ruff|mkdocs|jupyter|srun|gcloud|torchrun|nanogpt-jax"
@@ -110,6 +110,9 @@ RULES = (
     Rule(r"^python -m nanogpt_jax\.bench (all|train|sample)\b", add=f"{_BENCH} --rounds=1 --max_new_tokens=2"),
     Rule(r"^python -m nanogpt_jax\.sweep .*--init_from=resume"),
     Rule(r"^python -m nanogpt_jax\.sweep\b", add=f"{_SHORT} --seed=0,1 --accelerator=cpu"),
+    Rule(r"^python -m nanogpt_jax\.evaluate gpt2 ", env=_NO_HUB, status=2, says="gpt2"),
+    Rule(r"^python -m nanogpt_jax\.evaluate\b"),
+    Rule(r"^python -c '"),
     Rule(r"^python -m nanogpt_jax\.lens\b"),
     Rule(r"^python -m nanogpt_jax\.(plot|convert)\b"),
     Rule(r"=HuggingFaceTB/", env=_NO_HUB, status=2, says="SmolLM2-135M"),

@@ -24,6 +24,7 @@ WORK = {
     "train.py": ("nanogpt_jax.cli.train", ["nanogpt_jax.run.loop.train"]),
     "sample.py": ("nanogpt_jax.cli.sample", ["nanogpt_jax.cli.sample.sample_text", "nanogpt_jax.cli.sample.chat_text"]),
     "nanogpt_jax.compare": ("nanogpt_jax.compare.command", ["nanogpt_jax.compare.command.build_model"]),
+    "nanogpt_jax.evaluate": ("nanogpt_jax.evaluate.command", ["nanogpt_jax.evaluate.command.evaluate"]),
     "nanogpt_jax.bench": (
         "nanogpt_jax.bench.command",
         [
@@ -38,7 +39,7 @@ WORK = {
     "tests.torture.cost": ("tests.torture.cost", ["tests.torture.cost.seconds_by_step"]),
     "tests.seeing_cost": ("tests.seeing_cost", ["tests.seeing_cost.take_turns"]),
 }
-_DEVICE = ("run.accelerator", "cli.sample", "compare.command")  # where commands choose theirs
+_DEVICE = ("run.accelerator", "cli.sample", "compare.command", "evaluate.command")  # where commands choose theirs
 
 
 class Begun(Exception):

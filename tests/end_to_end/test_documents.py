@@ -40,15 +40,21 @@ def checkout(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkouts")
     copy = folder / "nanogpt-jax"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*MADE))
-    play = _short_play(assets.tiny_shakespeare())
+    whole = assets.tiny_shakespeare()
+    play = _short_play(whole)
     for name in ("mine.txt", "more.txt", "letters.txt", "a.txt", "b.txt"):
         (copy / name).write_text(play)
+    (copy / "val.txt").write_text(whole[-111_540:-107_540])  # where the last tenth begins
+    choice = {"ctx": "To be", "endings": ["or not", "and not"], "label": 0}
+    (copy / "hellaswag_val.jsonl").write_text(json.dumps(choice))
+    (copy / "lambada_test.jsonl").write_text(json.dumps({"text": "or not to be"}))
     (copy / "prompt.txt").write_text("ROMEO:\n")
     (copy / "mine.toml").write_text('preset = "shakespeare_char_cpu"\nlearning_rate = 2e-3\n')
     for name in ("shakespeare_char", "mine"):
         prepared = _run(copy, f"python data/prepare.py letters.txt --name={name}")
         assert prepared.returncode == 0, prepared.stderr
     shutil.copytree(copy / "data" / "shakespeare_char", copy / "nano", ignore=shutil.ignore_patterns("*.json", "*.py"))
+    (copy / "data" / "shakespeare_char" / "input.txt").write_text(play)
     documents = [json.dumps({"text": document}) for document in play.split("\n", 40)]
     (copy / "documents.jsonl").write_text("\n".join(documents))
     for name in ("out-a", "out-b"):

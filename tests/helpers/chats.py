@@ -12,7 +12,9 @@ from nanogpt_jax.data.chat import Message, template_from_json
 from nanogpt_jax.data.tasks import prepare_examples
 from nanogpt_jax.run import loop
 
-KNOWN = {"red?": "apple", "sky?": "blue", "abc?": "abcdefghijklmnopqrstuvwxyz", "one?": "two", "moo?": "cow"}
+KNOWN = {
+    "red?": "apple", "sky?": "blue", "abc?": "abcdefghijklmnopqrstuvwxyz", "one?": "two", "moo?": "cow", "who?": "he\nshe",
+}  # fmt: skip
 BRACKETS = template_from_json(
     {
         "system": {"before": "(", "after": ")"},
