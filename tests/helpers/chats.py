@@ -13,7 +13,8 @@ from nanogpt_jax.data.tasks import prepare_examples
 from nanogpt_jax.run import loop
 
 KNOWN = {
-    "red?": "apple", "sky?": "blue", "abc?": "abcdefghijklmnopqrstuvwxyz", "one?": "two", "moo?": "cow", "who?": "he\nshe",
+    "red?": "apple", "sky?": "blue", "abc?": "abcdefghijklmnopqrstuvwxyz", "one?": "two", "moo?": "cow",
+    "who?": "he\nshe",
 }  # fmt: skip
 BRACKETS = template_from_json(
     {
