@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -13,8 +12,10 @@ from typing import Literal, no_type_check
 import jax
 import numpy as np
 
+from nanogpt_jax.cli import chat
 from nanogpt_jax.cli.entry import OK
 from nanogpt_jax.cli.flags import read_settings
+from nanogpt_jax.cli.streaming import Stream, Writer
 from nanogpt_jax.core import sampling
 from nanogpt_jax.core.config import ACCELERATORS, DTYPES, WHICH, Settings, setting
 from nanogpt_jax.core.decoding_weights import QUANTIZE, decoding_weights
@@ -26,14 +27,13 @@ from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import refused
 from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
-from nanogpt_jax.data.unknown import UNKNOWN, rescue
+from nanogpt_jax.data.unknown import UNKNOWN, rescued
 from nanogpt_jax.run.accelerator import use_accelerator
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.faults import memory_in_one_line
 from nanogpt_jax.run.run_folder import newest_run
 from nanogpt_jax.weights.loading import Weights, open_weights
 
-_TOKENS_AT_A_TIME = 16
 _SEPARATOR = "---------------"
 
 
@@ -79,6 +79,9 @@ class SampleSettings(TextSettings):
     max_new_tokens: int = setting(500, "text", "tokens in each text, after the prompt")
     stop: bool = setting(False, "text", "end a text where the model draws its end-of-text token")
     past_block: Literal["reread", "rolling"] = setting("reread", "text", "past block_size: reread its last tokens for each, as nanoGPT does; or rolling, with rotary positions: let the memory roll, at one cost for any length", PAST_BLOCK)
+    chat: bool = setting(False, "chat", "talk with a model that was tuned on chats: it answers each line of standard input")
+    template: str | None = setting(None, "chat", "how messages become text: plain, chatml or a JSON file; none: as the model was tuned")
+    system: str | None = setting(None, "chat", "a message before all others that says who the assistant is; none: none")
     quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory", QUANTIZE)
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
     # fmt: on
@@ -90,6 +93,21 @@ class SampleSettings(TextSettings):
         require_choice("dtype", self.dtype, DTYPES)
         require_choice("quantize", self.quantize, QUANTIZE)
         require_choice("past_block", self.past_block, PAST_BLOCK)
+        if self.chat:
+            self._require_one_conversation()
+            return
+        for flag, value in (("template", self.template), ("system", self.system)):
+            if value is not None:
+                raise UserError(f"{flag}={value} is for a conversation; add --chat, or leave it out")
+
+    def _require_one_conversation(self) -> None:
+        """Refuse what has no meaning in a chat; a default counts as not given."""
+        if self.num_samples not in (1, SampleSettings.num_samples):
+            raise UserError(f"num_samples={self.num_samples} is for texts, and a chat is one; leave it out")
+        if self.start != SampleSettings.start:
+            raise UserError(f"start={self.start} is for texts, and a chat begins with what you say; leave it out")
+        if self.past_block != SampleSettings.past_block:
+            raise UserError(f"past_block={self.past_block} is for texts, and a chat stays in the block; leave it out")
 
 
 no_type_check(SampleSettings.__init__)  # likewise
@@ -97,11 +115,12 @@ no_type_check(SampleSettings.__init__)  # likewise
 
 def main(argv: Sequence[str]) -> int:
     """The command: parse, load, and print text as it is made."""
-    description = "Draw text from a trained model; it appears as it is made."
+    description = "Draw text from a trained model, or talk with it; it appears as it is made."
     settings = read_settings(SampleSettings, argv, "sample", description)
     use_accelerator(settings.accelerator)
-    with memory_in_one_line(settings, ("num_samples", "max_new_tokens")):
-        sample_text(settings)
+    work, sizes = (chat_text, ()) if settings.chat else (sample_text, ("num_samples",))
+    with memory_in_one_line(settings, (*sizes, "max_new_tokens")):
+        work(settings)
     return OK
 
 
@@ -114,32 +133,45 @@ def sample_text(settings: SampleSettings) -> None:
     stops = _stops(weights, tokenizer) if settings.stop else []
     start = prompt_text(settings, tokenizer)
     prompt = tokenizer.encode(start)
+    stream = _stream(settings, weights, tokenizer, stops)
 
+    write = Writer(tokenizer, start)
+    texts: list[np.ndarray] = []
+    for texts in stream.texts(prompt, range(settings.num_samples), settings.max_new_tokens):
+        write(texts[0])
+    write.end(f"\n{_SEPARATOR}\n")
+    for text in texts[1:]:
+        write = Writer(tokenizer, start)
+        write(text)
+        write.end(f"\n{_SEPARATOR}\n")
+
+
+def chat_text(settings: SampleSettings) -> None:
+    """Talk with the model: messages out of standard input, and its answers as they are made.
+
+    Raises `UserError` if there are no weights, or it is not known how a conversation becomes their text.
+    """
+    weights, tokenizer = open_model(settings)
+    template = chat.template_for(settings.template, weights.template, tokenizer)
+    own = () if tokenizer.eot_token is None else (tokenizer.eot_token,)
+    # What ended the examples of a run on chats may be a line end, which is a part of answers.
+    others = weights.stops if weights.template is None else ()
+    stops = sorted({template.stop(tokenizer), *own, *others})
+    first = chat.first_message(template, settings.system)
+    stream = _stream(settings, weights, tokenizer, stops)
+    block_size = stream.model.config.block_size
+    history = chat.History(template, tokenizer, block_size, settings.max_new_tokens, first)
+    chat.converse(stream, history, settings.unknown)
+
+
+def _stream(settings: SampleSettings, weights: Weights, tokenizer: Tokenizer, stops: Sequence[int]) -> Stream:
+    """The model with its weights, as the settings ask for them. Raises `UserError` for what it can't do."""
     shape = Settings(**weights.settings, dtype=settings.dtype)
     model = build_model(shape, weights.vocab_size, jax.default_backend())
     config = dataclasses.replace(settings.sampling_config(tokenizer.vocab_size), past_block=settings.past_block)
     sampling.require_rotary(model, config)
     decoding = decoding_weights(model, weights.load(model, None), settings.quantize)
-    samples = np.arange(settings.num_samples, dtype=np.int32)
-    generation, first = sampling.begin(model, prompt, samples, settings.max_new_tokens)
-    key = purpose_key(settings.seed, "sample")
-
-    write = _Writer(start, tokenizer)
-    end = first + settings.max_new_tokens
-    generation = sampling.prefill(model, decoding, generation, first)
-    shown = 0
-    for reach in (*range(first + _TOKENS_AT_A_TIME, end, _TOKENS_AT_A_TIME), end):
-        generation = sampling.extend(model, config, decoding, generation, key, reach)
-        texts = [_before(stops, text) for text in np.asarray(generation.tokens)[:, first:reach]]
-        write(texts[0][shown:])
-        shown = len(texts[0])
-        if all(len(text) < reach - first for text in texts):
-            break
-    write.end()
-    for text in texts[1:]:
-        write = _Writer(start, tokenizer)
-        write(text)
-        write.end()
+    return Stream(model, config, decoding, purpose_key(settings.seed, "sample"), tokenizer, stops)
 
 
 def _stops(weights: Weights, tokenizer: Tokenizer) -> list[int]:
@@ -151,12 +183,6 @@ def _stops(weights: Weights, tokenizer: Tokenizer) -> list[int]:
             "out, and say how long a text is with --max_new_tokens"
         )
     return found
-
-
-def _before(stops: Sequence[int], text: np.ndarray) -> np.ndarray:
-    """The tokens (N,) of a text up to the first of `stops`."""
-    ends = np.flatnonzero(np.isin(text, stops))
-    return text[: ends[0]] if ends.size else text
 
 
 def open_model(settings: TextSettings) -> tuple[Weights, Tokenizer]:
@@ -189,25 +215,6 @@ def open_source(source: str, which: str, data_dir: str = "data") -> tuple[Weight
     return weights, tokenizer
 
 
-class _Writer:
-    """Prints one text piece by piece, holding back bytes that are not yet a whole character."""
-
-    def __init__(self, start: str, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._print(start)
-
-    def __call__(self, tokens: np.ndarray) -> None:
-        self._print(self._decoder.decode(self._tokenizer.decode_bytes(tokens)))
-
-    def end(self) -> None:
-        self._print(self._decoder.decode(b"", final=True) + f"\n{_SEPARATOR}\n")
-
-    def _print(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-
 def prompt_text(settings: TextSettings, tokenizer: Tokenizer) -> str:
     """The prompt, from the file if it names one, made fit for `tokenizer` as far as `settings.unknown` says.
 
@@ -223,7 +230,7 @@ def prompt_text(settings: TextSettings, tokenizer: Tokenizer) -> str:
     elif start == TextSettings.start and isinstance(tokenizer, CharTokenizer) and start not in tokenizer.stoi:
         start = tokenizer.itos[0]
         print(f"start: {start!r}, since the vocabulary has no line end to begin with", file=sys.stderr)
-    return start if settings.unknown == "refuse" else start.translate(rescue(tokenizer, set(start), settings.unknown))
+    return rescued(start, tokenizer, settings.unknown)
 
 
 def _file_text(start: str) -> str:

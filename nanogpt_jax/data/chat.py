@@ -62,18 +62,26 @@ class Template:
     def spans(self, messages: Iterable[Message]) -> Iterator[Span]:
         """The text of a conversation so far."""
         for message in messages:
-            around, learnt = self.roles[message["role"]], message["role"] == ASSISTANT
-            yield Span(around.before, markup=True)
-            yield Span(message["content"], learnt)
-            if around.after:
-                yield Span(around.after, learnt, markup=True)
-            if around.ends:
-                yield END._replace(learnt=learnt)
+            role = message["role"]
+            yield from self.before(role)
+            yield Span(message["content"], role == ASSISTANT)
+            yield from self.after(role)
+
+    def before(self, role: str) -> Iterator[Span]:
+        """What stands before a message of that role."""
+        yield Span(self.roles[role].before, markup=True)
+
+    def after(self, role: str) -> Iterator[Span]:
+        """What stands after it."""
+        around, learnt = self.roles[role], role == ASSISTANT
+        if around.after:
+            yield Span(around.after, learnt, markup=True)
+        if around.ends:
+            yield END._replace(learnt=learnt)
 
     def stop(self, tokenizer: Tokenizer) -> int:
         """The token that ends what the assistant says."""
-        around = self.roles[ASSISTANT]
-        return int(encoded([Span(around.after, markup=True) if around.after else END], tokenizer)[0][0])
+        return int(encoded(self.after(ASSISTANT), tokenizer)[0][0])
 
 
 TEMPLATES = {

@@ -36,6 +36,11 @@ def rescue(tokenizer: Tokenizer, characters: Iterable[str], unknown: str) -> dic
     return {ord(character): " " if unknown == "space" else "" for character in strangers}
 
 
+def rescued(text: str, tokenizer: Tokenizer, unknown: str) -> str:
+    """A prompt made fit for `tokenizer` as far as `unknown` says; `refuse` leaves that to the tokenizer."""
+    return text if unknown == "refuse" else text.translate(rescue(tokenizer, set(text), unknown))
+
+
 def listed(characters: Sequence[str]) -> str:
     """Characters as part of one line, the first few of them."""
     shown = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in characters[:5])

@@ -34,8 +34,8 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def signals(received: list[int]) -> Iterator[None]:
-    """Put a first SIGINT, SIGTERM or SIGHUP into `received`; a second one ends the process at once.
+def signals(received: list[int], numbers: Sequence[int] = ENDING) -> Iterator[None]:
+    """Put a first SIGINT, SIGTERM or SIGHUP, or of `numbers`, into `received`; a second one ends the process at once.
 
     At once means as before the block: whatever is being written is safe, since nothing is written in place. A second
     SIGHUP does not: a closing terminal and its shell send one each. Signals that are ignored stay so (`nohup`, a
@@ -50,7 +50,7 @@ def signals(received: list[int]) -> Iterator[None]:
 
     before = {
         number: signal.signal(number, note)
-        for number in ENDING
+        for number in numbers
         if signal.getsignal(number) is not signal.SIG_IGN and (number != signal.SIGTERM or jax.process_count() == 1)
     }
     try:

@@ -48,6 +48,7 @@ class Weights(NamedTuple):
     load: Callable[[nn.Module, Mesh | None], Params]  # onto a mesh: each device its own shards
     assumed: str | None = None  # a line for the user, where the tokenizer is no more than likely
     stops: tuple[int, ...] = ()  # tokens that end a text, beside the tokenizer's own
+    template: dict[str, Any] | None = None  # of a model tuned on chats: as `chat.template_from_json` reads it
 
 
 def open_run(out_dir: Path) -> Checkpoint:
@@ -144,7 +145,8 @@ def _run_weights(out_dir: Path, which: str) -> Weights:
         return _cropped(_merged(checkpoint, settings, whole, mesh), model)
 
     shape = {name: getattr(settings, name) for name in SHAPE}
-    return Weights(shape, run.vocab_size, run.tokenizer, load, stops=() if run.end is None else (run.end,))
+    stops = () if run.end is None else (run.end,)
+    return Weights(shape, run.vocab_size, run.tokenizer, load, stops=stops, template=run.template)
 
 
 def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> Params:

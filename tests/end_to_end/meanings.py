@@ -22,7 +22,7 @@ from nanogpt_jax.run.mesh import mesh_shape, require_fit
 # A program: the module whose `main` is the command, and the functions with which its work begins.
 WORK = {
     "train.py": ("nanogpt_jax.cli.train", ["nanogpt_jax.run.loop.train"]),
-    "sample.py": ("nanogpt_jax.cli.sample", ["nanogpt_jax.cli.sample.sample_text"]),
+    "sample.py": ("nanogpt_jax.cli.sample", ["nanogpt_jax.cli.sample.sample_text", "nanogpt_jax.cli.sample.chat_text"]),
     "nanogpt_jax.compare": ("nanogpt_jax.compare.command", ["nanogpt_jax.compare.command.build_model"]),
     "nanogpt_jax.evaluate": ("nanogpt_jax.evaluate.command", ["nanogpt_jax.evaluate.command.evaluate"]),
     "nanogpt_jax.bench": (

@@ -38,11 +38,15 @@ def awaited(happened: Callable[[], object], *processes: subprocess.Popen) -> Non
         time.sleep(0.02)
 
 
-def command(script: str, *arguments: object, cwd: Path = ROOT, timeout: float = HANGS) -> Finished:
-    """Run a script of the checkout, as a user would."""
+def command(
+    script: str, *arguments: object, cwd: Path = ROOT, timeout: float = HANGS, said: str | None = None
+) -> Finished:
+    """Run a script of the checkout, as a user would, with what is `said` to it through a pipe."""
     argv = [sys.executable, str(ROOT / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False, input=said
+    )
     return Finished(done.returncode, done.stdout, done.stderr)
 
 

@@ -1,4 +1,4 @@
-"""A pseudo-terminal for what shows itself on one."""
+"""A pseudo-terminal for what shows itself on one, and for what is typed there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def terminal() -> Iterator[tuple[int, bytearray]]:
     """The end to write to, and what has been written."""
+    with keyboard() as (_, slave, received):
+        yield slave, received
+
+
+@contextlib.contextmanager
+def keyboard() -> Iterator[tuple[int, int, bytearray]]:
+    """The end to type into, the end that a program has, and what has been written there, echoes included."""
     master, slave = pty.openpty()
     received = bytearray()
 
@@ -23,7 +30,7 @@ def terminal() -> Iterator[tuple[int, bytearray]]:
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        yield slave, received
+        yield master, slave, received
     finally:
         os.close(slave)
         reader.join()
