@@ -13,7 +13,16 @@ import numpy as np
 
 from nanogpt_jax.cli.streaming import Stream, Writer
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.data.chat import ASSISTANT, TEMPLATES, Message, Template, encoded, named_template, template_from_json
+from nanogpt_jax.data.chat import (
+    ASSISTANT,
+    TEMPLATES,
+    Message,
+    Template,
+    beginning,
+    encoded,
+    named_template,
+    template_from_json,
+)
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer
 from nanogpt_jax.data.unknown import rescued
@@ -75,7 +84,7 @@ class History:
         self._template, self._tokenizer = template, tokenizer
         self._block_size, self._max_new_tokens = block_size, max_new_tokens
         self._reserved = min(max_new_tokens, block_size // 2)
-        self._first = encoded(template.spans(first), tokenizer)[0]
+        self._first = np.concatenate([beginning(tokenizer), encoded(template.spans(first), tokenizer)[0]])
         self._exchanges: list[TokenIds] = []
         self._asked = self._first[:0]
         self.dropped = 0  # exchanges
@@ -93,7 +102,7 @@ class History:
             raise UserError(
                 f"the message takes {len(asked):,} tokens, and block_size={self._block_size} has room for "
                 f"{max(room, 0):,} beside {self._reserved:,} of an answer"
-                f"{' and the system message' if len(self._first) else ''}; shorten it"
+                f"{' and what comes first' if len(self._first) else ''}; shorten it"
             )
         while sum(map(len, self._exchanges)) + len(asked) > room:
             del self._exchanges[0]

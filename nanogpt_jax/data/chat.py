@@ -137,8 +137,14 @@ def template_from_json(document: Any, where: str) -> Template:
     return Template(roles)
 
 
+def beginning(tokenizer: Tokenizer) -> TokenIds:
+    """The tokens (N,) that every prompt begins with: Llama's `<|begin_of_text|>`; none for most."""
+    return tokenizer.encode("")
+
+
 def encoded(spans: Iterable[Span], tokenizer: Tokenizer) -> tuple[TokenIds, np.ndarray]:
     """The tokens (N,) of spans, each encoded by itself, and which of them are learnt, booleans (N,)."""
+    begins = len(beginning(tokenizer))
     ids: list[Sequence[int] | TokenIds] = []
     learnt: list[np.ndarray] = []
     for span in spans:
@@ -146,7 +152,7 @@ def encoded(spans: Iterable[Span], tokenizer: Tokenizer) -> tuple[TokenIds, np.n
             end = tokenizer.eot_token
             new = tokenizer.encode_ordinary(span.text) if end is None else np.array([end])
         else:
-            new = (tokenizer.encode if span.markup else tokenizer.encode_ordinary)(span.text)
+            new = tokenizer.encode(span.text)[begins:] if span.markup else tokenizer.encode_ordinary(span.text)
         ids.append(new)
         learnt.append(np.full(len(new), span.learnt))
     dtype = token_type(tokenizer.vocab_size)

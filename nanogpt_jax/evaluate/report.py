@@ -45,9 +45,7 @@ def told(results: Sequence[Result], models: Sequence[str]) -> str:
     for name in models[1:]:
         head += [name, f"less {models[0]}"]
     lines = [line for result in results for line in _lines(result)]
-    about = "± standard error" + (
-        f"; less {models[0]}: the difference, paired" if models[1:] else ""
-    )
+    about = "± standard error" + (f"; less {models[0]}: the difference, paired" if models[1:] else "")
     return "\n".join([reports.markdown(head, lines), about, *_notes(results, models)])
 
 

@@ -129,7 +129,7 @@ def test_a_message_that_does_not_fit_is_refused(talk: Callable[..., Talk]) -> No
     assert refusal(talk, f"{long}\n") == (
         "the message takes 43 tokens, and block_size=80 has room for 40 beside 40 of an answer; shorten it"
     )
-    assert "room for 69 beside 5 of an answer and the system message; shorten it" in refusal(
+    assert "room for 69 beside 5 of an answer and what comes first; shorten it" in refusal(
         talk, f"{'o' * 70}\n", "--max_new_tokens=5", "--system=moo?"
     )
     assert len(talk(f"{long}\n", "--max_new_tokens=5").answers) == 1

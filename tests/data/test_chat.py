@@ -96,3 +96,26 @@ def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text("{")
     assert "own.json is not JSON" in refusal(named_template, str(tmp_path / "own.json"))
     assert "is none of plain, chatml, and no file that can be read" in refusal(named_template, "ChatML")
+
+
+def test_what_begins_every_prompt_begins_an_example_and_stands_nowhere_else(tmp_path: Path) -> None:
+    """As Llama 3's tokenizer has it, by what comes after its words."""
+    document = qwen(300)[0]
+    plain = HFTokenizer(document, END)
+    first = int(plain.encode(END)[0])
+    piece = {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"id": END, "ids": [first], "tokens": [END]}
+    begins = {
+        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": END, "type_id": 0}}, piece], "pair": [piece],
+        "special_tokens": {END: special},
+    }  # fmt: skip
+    tokenizer = HFTokenizer({**document, "post_processor": begins}, END)
+    assert tokenizer.encode("red").tolist() == [first, *plain.encode("red")]
+    both = [{"prompt": "red", "completion": "apple"}] * 2
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in both))
+    prepare_examples([tmp_path / "pairs.jsonl"], tmp_path / "pairs", "pairs", tokenizer)
+    asked = [*tokenizer.encode("red"), *plain.encode("apple"), first]  # a prompt as it is sampled from, and its end
+    assert tokens(tmp_path / "pairs" / "train.bin").tolist() == asked
+    ids, _ = encoded(TEMPLATES["chatml"].spans(CHAT), tokenizer)
+    assert ids.tolist() == encoded(TEMPLATES["chatml"].spans(CHAT), plain)[0].tolist()
+    assert TEMPLATES["chatml"].stop(tokenizer) == TEMPLATES["chatml"].stop(plain) != first

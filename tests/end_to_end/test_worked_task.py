@@ -25,9 +25,10 @@ QUICK = "--eval_iters=1 --eval_interval=1000 --log_interval=1000 --accelerator=c
 
 @pytest.fixture(scope="module")
 def page() -> list[list[str]]:
-    """The commands of the page's first block, in words."""
+    """The commands of the page's first two blocks, in words."""
     text = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    return [shlex.split(line) for line in re.search(r"```sh\n(.*?)```", text, re.S)[1].splitlines()]
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)[:2]
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
 @pytest.fixture(scope="module")
