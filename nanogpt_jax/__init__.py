@@ -16,7 +16,6 @@ if sys.argv[:1] == ["-m"]:  # python -m nanogpt_jax.NAME: this is the first line
     process.begin()
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__getattr__`
-    from nanogpt_jax.core.config import GPTConfig as GPTConfig
     from nanogpt_jax.core.config import Settings as Settings
     from nanogpt_jax.core.errors import UserError as UserError
     from nanogpt_jax.core.many import make_many_eval_step as make_many_eval_step
@@ -31,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
     from nanogpt_jax.core.optimizer import make_optimizer as make_optimizer
     from nanogpt_jax.core.sampling import SamplingConfig as SamplingConfig
     from nanogpt_jax.core.sampling import generate as generate
+    from nanogpt_jax.core.shape import GPTConfig as GPTConfig
     from nanogpt_jax.core.train_step import Batch as Batch
     from nanogpt_jax.core.train_step import TrainState as TrainState
     from nanogpt_jax.core.train_step import init_params as init_params
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
 _HOMES = {
     "GPT": "core.model",
     "Bigram": "core.model",
-    "GPTConfig": "core.config",
+    "GPTConfig": "core.shape",
     "Settings": "core.config",
     "preset": "run.presets",
     "Batch": "core.train_step",

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from nanogpt_jax.compare.parity import micro_batches
 from nanogpt_jax.compare.torch_training import adamw, hf_model, learning_rate, nanogpt_model
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Batch, Params
 from nanogpt_jax.weights.hf_format import hf_config_of, hf_params_of, hf_state_dict_of
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of

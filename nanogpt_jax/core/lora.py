@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import dequantized, quantized
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.shape import GPTConfig
 
 LORA, INT8 = "lora", "int8"
 """The linen collections of a delta, and of a base's kernels where those are in int8."""

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float, Int
 
 from nanogpt_jax.core import ops, sharding
 from nanogpt_jax.core.attention import Position, cached_attention, causal_attention
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import ROWS, Rows, times
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.fused_loss import fused_cross_entropy
 from nanogpt_jax.core.layers import INIT_STD, Dropout, Linear, Norm, Text, require_text
 from nanogpt_jax.core.rope import frequencies, rotated
+from nanogpt_jax.core.shape import GPTConfig
 
 # From this vocabulary on, the logits of a batch are worth not keeping whole.
 FUSED_LOSS_FROM = 4096

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import coerced
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.data.files import exists, is_file, names_in, replace_when_whole
 from nanogpt_jax.weights.foreign_files import read_bin, read_json, read_safetensors, reading

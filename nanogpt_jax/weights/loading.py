@@ -17,9 +17,10 @@ import jax
 from jax.sharding import Mesh
 
 from nanogpt_jax.core import sharding
-from nanogpt_jax.core.config import PLACEMENT_SETTINGS, PRETRAINED, GPTConfig, Settings
+from nanogpt_jax.core.config import PLACEMENT_SETTINGS, PRETRAINED, Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.lora import Delta, init_delta, merge
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params, init_params, purpose_key
 from nanogpt_jax.data.commands import flags_of
 from nanogpt_jax.data.files import is_dir, is_file

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import optax
 
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import coerced
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.data.files import replace_when_whole
 from nanogpt_jax.weights.foreign_files import arrays_of, reading, torch_for, unpickled

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import coerced, require_at_least
 from nanogpt_jax.core.lora import Delta, init_delta, layers_of
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.data.files import exists, is_file
 from nanogpt_jax.weights.foreign_files import read_json, read_safetensors, reading
 from nanogpt_jax.weights.hf_format import hf_config_of, write_pair

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params, init_params
 
 Layout = Literal["nanogpt", "hf"]

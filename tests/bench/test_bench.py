@@ -18,10 +18,10 @@ from nanogpt_jax.bench.measure import Case, Limit, Result, SideResult, Start
 from nanogpt_jax.bench.report import training_tables
 from nanogpt_jax.bench.rounds import Worker, WorkerDied
 from nanogpt_jax.bench.side import Unavailable
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.run.presets import preset
 from nanogpt_jax.run.telemetry import flops_per_token

@@ -12,7 +12,7 @@ import pytest
 from nanogpt_jax.cli import sample
 from nanogpt_jax.cli.sample import SampleSettings, sample_text
 from nanogpt_jax.core import sampling
-from nanogpt_jax.core.config import GPTConfig
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from nanogpt_jax.weights.hf_format import write_hf
 from nanogpt_jax.weights.loading import open_weights

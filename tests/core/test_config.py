@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.run.presets import PRESETS, preset
 

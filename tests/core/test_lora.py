@@ -7,10 +7,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from nanogpt_jax.core.config import BASE_TYPES, GPTConfig
+from nanogpt_jax.core.config import BASE_TYPES
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.lora import INT8, A, B, init_delta, layers_of, make_base, merge
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Batch, init_params, init_state, loss_fn, make_eval_step, make_train_step
 
 GPT2 = GPTConfig(block_size=16, vocab_size=32, n_layer=2, n_head=4, n_embd=32)

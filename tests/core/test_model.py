@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Batch, init_params, loss_fn
 from nanogpt_jax.run.presets import preset
 from tests.helpers.plain_gpt import plain_gpt

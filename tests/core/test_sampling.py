@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_jax.core import sampling
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT, Bigram
 from nanogpt_jax.core.sampling import SamplingConfig, draw, generate
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.softmax_attention import LONG
 from nanogpt_jax.core.train_step import init_params, purpose_key
 from tests.helpers.plain_gpt import plain_gpt

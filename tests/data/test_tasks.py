@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanogpt_jax.cli import prepare as command
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import IGNORED, Batch, init_params, loss_fn
 from nanogpt_jax.data import dataset
 from nanogpt_jax.data.chat import TEMPLATES

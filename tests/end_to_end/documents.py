@@ -148,7 +148,8 @@ LONG = (
     r"gpt2(_xl)? --mesh=(?!data:8 )", r"gpt2_xl --remat$",  # tests/core/test_sharding.py, test_model.py
     r"--coordinator=",  # tests/run/test_hosts.py
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
-    r"train\.py shakespeare_char(_cpu)? --", r"train\.py --dataset=mine$", r"train\.py \| cat$",  # what others train
+    r"train\.py shakespeare_char(_cpu)? --(?!dataset=)", r"train\.py --dataset=mine$",  # what others train
+    r"train\.py \| cat$",
 )  # fmt: skip
 
 

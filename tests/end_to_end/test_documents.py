@@ -48,6 +48,8 @@ def checkout(trained, tmp_path_factory) -> Path:
     choice = {"ctx": "To be", "endings": ["or not", "and not"], "label": 0}
     (copy / "hellaswag_val.jsonl").write_text(json.dumps(choice))
     (copy / "lambada_test.jsonl").write_text(json.dumps({"text": "or not to be"}))
+    exchange = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    (copy / "chats.jsonl").write_text((json.dumps({"messages": exchange}) + "\n") * 40)
     (copy / "prompt.txt").write_text("ROMEO:\n")
     (copy / "mine.toml").write_text('preset = "shakespeare_char_cpu"\nlearning_rate = 2e-3\n')
     for name in ("shakespeare_char", "mine"):

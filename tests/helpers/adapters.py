@@ -13,9 +13,9 @@ import peft
 import torch
 import transformers
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.lora import init_delta, merge
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.weights import hf_format
 from nanogpt_jax.weights.peft_format import Adapter
 from tests.helpers.foreign import GPT2, VOCABULARY

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 
 TEXT = "To be, or not to be, that is the question:\n" * 40

@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.lens import command as lens
 from tests.helpers.twins import fresh
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.rope import frequencies
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params
 
 BENT = {

@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from torch import Tensor, nn
 
 from nanogpt_jax.compare.torch_side import StateDict, TorchSide, adamw, mean_loss
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params
 
 LAYER_NORM_EPSILON = 1e-5

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nanogpt_jax.cli import sample, train
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.lens import command as lens

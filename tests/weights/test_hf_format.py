@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from nanogpt_jax import convert
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights import hf_format, loading
 from nanogpt_jax.weights.state_dicts import TABLE, params_of

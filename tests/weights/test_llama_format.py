@@ -17,8 +17,9 @@ import transformers
 
 from nanogpt_jax import convert
 from nanogpt_jax.cli.sample import SampleSettings, sample_text
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.run import loop
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.start import begun

@@ -17,8 +17,9 @@ import pytest
 
 from nanogpt_jax import convert
 from nanogpt_jax.cli.sample import SampleSettings, sample_text
-from nanogpt_jax.core.config import GPTConfig, Settings
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.run import loop
 from nanogpt_jax.weights import loading
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint, moments_of, with_moments

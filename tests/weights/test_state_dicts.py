@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.config import GPTConfig
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.weights import hf_format, nanogpt_format
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 from nanogpt_jax.weights.state_dicts import HEAD, TABLE, params_of, state_dict_of

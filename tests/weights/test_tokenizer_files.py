@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.config import GPTConfig
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
+from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.data import assets, prepared
 from nanogpt_jax.data.prepare import prepare_text
