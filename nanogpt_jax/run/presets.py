@@ -49,6 +49,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                                         learning_rate=1e-2, muon_learning_rate=0.02, muon_momentum=0.9, warmup_iters=20),
     "shakespeare_char_modern": dict(_RECORD, out_dir="out-shakespeare-char-modern", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2, rope_theta=1000.0,
                                     learning_rate=5e-3, muon_learning_rate=0.02, muon_momentum=0.95, weight_decay=0.3, warmup_iters=20),
+    "laptop": dict(_RECORD, out_dir="out-laptop", n_layer=6, n_head=4, n_embd=192, block_size=256, batch_size=8, max_iters=2200, lr_decay_iters=2200, eval_interval=550, eval_iters=20, rope_theta=1000.0,
+                   learning_rate=7e-3, muon_learning_rate=0.02, muon_momentum=0.95, weight_decay=0.2, warmup_iters=20),
     "gpt2": dict(_GPT2, out_dir="out-gpt2", n_layer=12, n_head=12, n_embd=768),
     "gpt2_medium": dict(_GPT2, out_dir="out-gpt2-medium", n_layer=24, n_head=16, n_embd=1024),
     "gpt2_large": dict(_GPT2, out_dir="out-gpt2-large", n_layer=36, n_head=20, n_embd=1280),

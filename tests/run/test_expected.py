@@ -26,5 +26,7 @@ def test_a_presets_own_run_is_told_where_it_lies(name):
 
 
 def test_every_preset_that_a_cpu_trains_has_one_of_five_seeds_or_more():
-    on_cpu = {"bigram", "gpt_dev", "shakespeare_char_cpu", "speedrun_cpu", "shakespeare_char_cpu_modern"}
-    assert on_cpu <= EXPECTED.keys() and all(expected.seeds >= 5 for expected in EXPECTED.values())
+    """But for the one that takes a quarter of an hour, which has three."""
+    on_cpu = {"bigram", "gpt_dev", "shakespeare_char_cpu", "speedrun_cpu", "shakespeare_char_cpu_modern", "laptop"}
+    assert on_cpu <= EXPECTED.keys()
+    assert all(expected.seeds >= (3 if name == "laptop" else 5) for name, expected in EXPECTED.items())
