@@ -150,6 +150,7 @@ LONG = (
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
     r"train\.py shakespeare_char(_cpu)? --(?!dataset=)", r"train\.py --dataset=mine$",  # what others train
     r"train\.py \| cat$",
+    r"shakespeare_lines|\bout-(base|full|lora|chats)\b", r"\.evaluate |\bout-(default|char|bpe)\b",  # test_worked_task.py, evaluate/
 )  # fmt: skip
 
 
