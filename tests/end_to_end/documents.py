@@ -150,7 +150,8 @@ LONG = (
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
     r"train\.py shakespeare_char(_cpu)? --(?!dataset=)", r"train\.py --dataset=mine$",  # what others train
     r"train\.py \| cat$",
-    r"shakespeare_lines|\bout-(base|full|lora|chats)\b", r"\.evaluate |\bout-(default|char|bpe)\b",  # test_worked_task.py, evaluate/
+    # tests/evaluate, test_worked_task.py, cli/test_chat.py
+    r"\.evaluate ", r"--out_dir=out-(default|char|bpe|full|chats)\b",
 )  # fmt: skip
 
 
