@@ -23,7 +23,7 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.sampling import SamplingConfig, continuations
-from nanogpt_jax.core.train_step import Batch, TrainState, init_params, init_state, make_train_step, purpose_key
+from nanogpt_jax.core.train_step import AnyBatch, TrainState, init_params, init_state, make_train_step, purpose_key
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)
 from nanogpt_jax.run.accelerator import peak_flops, use_accelerator
@@ -70,7 +70,7 @@ class Training:
         """As `Side.peak_memory`."""
         return _peak_memory()
 
-    def _batch(self) -> Batch:
+    def _batch(self) -> AnyBatch:
         settings = self._settings
         sizes = settings.batch_shape, settings.block_size
         return random_batch(self._data, "train", settings.seed, self._iteration, *sizes)

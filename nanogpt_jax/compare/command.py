@@ -102,7 +102,8 @@ def main(argv: Sequence[str]) -> int:
 
     def batch_of(step: int) -> Batch:
         shape = (settings.gradient_accumulation_steps, settings.batch_size)
-        return random_batch(data.tokens, "train", settings.seed, step, shape[shape[0] == 1 :], settings.block_size)
+        sizes = shape[shape[0] == 1 :], settings.block_size
+        return Batch(*random_batch(data.tokens, "train", settings.seed, step, *sizes)[:2])
 
     comparison = compare(ours, reference, batch_of, steps, settings)
     print(f"\n{table(comparison.rows if own['all'] else folded(comparison.rows))}\n")

@@ -136,7 +136,7 @@ class Ours:
 
 def micro_batches(batch: Batch) -> list[Batch]:
     """The micro-batches (B, T) of a batch of shape (B, T) or (A, B, T)."""
-    return [batch] if batch.tokens.ndim == 2 else [Batch(*part) for part in zip(*batch[:2], strict=True)]
+    return [batch] if batch.tokens.ndim == 2 else [Batch(*part) for part in zip(*batch, strict=True)]
 
 
 class Row(NamedTuple):

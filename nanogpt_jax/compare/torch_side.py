@@ -104,7 +104,7 @@ class TorchSide:
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and loss, with the matrix products in the type that the settings name."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.dtype == "bfloat16"):
-            return self.forward(*(torch.from_numpy(part.astype(np.int64)) for part in (batch.tokens, batch.targets)))
+            return self.forward(*(torch.from_numpy(part.astype(np.int64)) for part in batch))
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every name of every parameter: a tied head has two."""

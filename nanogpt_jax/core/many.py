@@ -24,7 +24,7 @@ from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.optimizer import Hyperparameters, make_optimizer
 from nanogpt_jax.core.switches import as_promised
-from nanogpt_jax.core.train_step import Batch, Metrics, Params, TrainState, updated, weighted_sum
+from nanogpt_jax.core.train_step import AnyBatch, Metrics, Params, TrainState, updated, weighted_sum
 
 RUNS = "runs"
 """The one axis of a mesh that runs are dealt out over."""
@@ -37,7 +37,7 @@ def runs_sharding(mesh: Mesh | None) -> NamedSharding | None:
 
 def make_many_step(
     model: nn.Module, settings: Settings, *, mesh: Mesh | None = None, in_turn: bool = False
-) -> Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, AnyBatch, Hyperparameters], tuple[TrainState, Metrics]]:
     """The jitted ``many_step(states, batches, numbers) -> (states, metrics)``, which donates the states.
 
     Every array has a leading axis of runs. Of `settings` it reads what they have in common: which optimizer, of what
@@ -48,7 +48,7 @@ def make_many_step(
     """
     skip = settings.nan_policy == "skip"
 
-    def step(state: TrainState, batch: Batch, numbers: Hyperparameters) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: AnyBatch, numbers: Hyperparameters) -> tuple[TrainState, Metrics]:
         own = model.clone(dropout=numbers.dropout) if isinstance(model, GPT) else model
         return updated(own, make_optimizer(settings, numbers), state, batch, skip)
 
@@ -58,7 +58,7 @@ def make_many_step(
 
 def make_many_eval_step(
     model: nn.Module, *, same_data: bool, mesh: Mesh | None = None, in_turn: bool = False
-) -> Callable[[Params, Batch, Float[AnyArray, "B T"]], Float[Array, " R"]]:
+) -> Callable[[Params, AnyBatch, Float[AnyArray, "B T"]], Float[Array, " R"]]:
     """`make_eval_step` of R runs' parameters at once, each on a batch of its own or all on the `same_data`."""
     many = _over_runs(functools.partial(weighted_sum, model), (True, not same_data, False), mesh, in_turn)
     return as_promised(jax.jit(many))

@@ -39,13 +39,27 @@ class Batch(NamedTuple):
     Attributes:
         tokens: integers below the vocabulary's size, of shape (B, T), or (A, B, T) for A micro-batches.
         targets: the same, one position on, or `IGNORED`.
-        segments: where several texts lie one after the other in a row, the number of each token's text; it sees no
-            other, and its position is that in its own. None: a row is one text.
     """
 
     tokens: Int[AnyArray, "*A B T"]
     targets: Int[AnyArray, "*A B T"]
-    segments: Int[AnyArray, "*A B T"] | None = None
+
+
+class PackedBatch(NamedTuple):
+    """A batch in whose rows several texts lie one after the other: each sees itself alone, its positions from 0.
+
+    Attributes:
+        tokens: as a `Batch` has them.
+        targets: likewise.
+        segments: the number of each token's text, rising along a row.
+    """
+
+    tokens: Int[AnyArray, "*A B T"]
+    targets: Int[AnyArray, "*A B T"]
+    segments: Int[AnyArray, "*A B T"]
+
+
+AnyBatch = Batch | PackedBatch
 
 
 @flax.struct.dataclass
@@ -111,7 +125,7 @@ def purpose_key(seed: Seed, purpose: str) -> PRNGKeyArray:
 def loss_fn(
     model: nn.Module,
     params: Params,
-    batch: Batch,
+    batch: AnyBatch,
     dropout_key: PRNGKeyArray | None = None,
     base: Base | None = None,
 ) -> Float[Array, ""]:
@@ -126,9 +140,9 @@ def loss_fn(
     return _weighted_loss(model, params, batch, weights / weights.sum(), dropout_key, base)
 
 
-def target_weights(model: nn.Module, batch: Batch) -> Float[Array, "*A B T"]:
+def target_weights(model: nn.Module, batch: AnyBatch) -> Float[Array, "*A B T"]:
     """How much each target counts: one, nothing where it is `IGNORED`, and NaN outside the vocabulary."""
-    tokens, targets, _ = batch
+    tokens, targets, *_ = batch
     size = model.config.vocab_size
     require_tokens("tokens", tokens, size)
     require_tokens("targets", targets, size, least=IGNORED)
@@ -139,7 +153,7 @@ def target_weights(model: nn.Module, batch: Batch) -> Float[Array, "*A B T"]:
 def _weighted_loss(
     model: nn.Module,
     params: Params,
-    batch: Batch,
+    batch: AnyBatch,
     weights: Float[Array, "B T"],
     dropout_key: PRNGKeyArray | None,
     base: Base | None,
@@ -147,14 +161,14 @@ def _weighted_loss(
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     train = dropout_key is not None
     variables = {"params": params} if base is None else base.with_delta(params)
-    tokens, targets, segments = batch
-    loss: Any = model.apply(variables, tokens, targets, weights, segments, train=train, rngs=rngs, method="loss")
+    tokens, targets, *segments = batch
+    loss: Any = model.apply(variables, tokens, targets, weights, *segments, train=train, rngs=rngs, method="loss")
     return loss
 
 
 def make_train_step(
     model: nn.Module, tx: optax.GradientTransformation, *, skip_nonfinite: bool = False, shardings: Any = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, AnyBatch], tuple[TrainState, Metrics]]:
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
     A batch of shape (B, T) is one micro-batch; one of shape (A, B, T) is A of them, whose gradients are added up before
@@ -166,7 +180,7 @@ def make_train_step(
     `shardings` says where on a mesh the new state lies: where the old one does.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: AnyBatch) -> tuple[TrainState, Metrics]:
         return updated(model, tx, state, batch, skip_nonfinite)
 
     # Metrics, and all of the state where there is no mesh, lie where the compiler puts them.
@@ -174,7 +188,7 @@ def make_train_step(
 
 
 def updated(
-    model: nn.Module, tx: optax.GradientTransformation, state: TrainState, batch: Batch, skip_nonfinite: bool = False
+    model: nn.Module, tx: optax.GradientTransformation, state: TrainState, batch: AnyBatch, skip_nonfinite: bool = False
 ) -> tuple[TrainState, Metrics]:
     """One update, as `make_train_step` compiles it: what is mapped over where many runs are one program."""
     key = jax.random.fold_in(purpose_key(state.seed, "dropout"), state.step)
@@ -189,7 +203,7 @@ def updated(
 
 
 def _accumulated(
-    model: nn.Module, params: Params, batch: Batch, key: PRNGKeyArray, base: Base | None
+    model: nn.Module, params: Params, batch: AnyBatch, key: PRNGKeyArray, base: Base | None
 ) -> tuple[Array, Params]:
     """Loss and gradient of a batch, averaged over its micro-batches if it has several."""
     value_and_grad = jax.value_and_grad(_weighted_loss, argnums=1)
@@ -198,7 +212,7 @@ def _accumulated(
         return value_and_grad(model, params, batch, weights / weights.sum(), key, base)
     steps = batch.tokens.shape[0]
 
-    def add(total: Any, micro: tuple[Array, Batch, Array]) -> tuple[Any, None]:
+    def add(total: Any, micro: tuple[Array, AnyBatch, Array]) -> tuple[Any, None]:
         index, micro_batch, micro_weights = micro
         part = value_and_grad(model, params, micro_batch, micro_weights, jax.random.fold_in(key, index), base)
         return jax.tree.map(jnp.add, total, part), None
@@ -221,7 +235,7 @@ def make_eval_step(model: nn.Module) -> Callable[..., Float[Array, ""]]:
 
 
 def weighted_sum(
-    model: nn.Module, params: Params, batch: Batch, weights: Float[Array, "B T"], base: Base | None = None
+    model: nn.Module, params: Params, batch: AnyBatch, weights: Float[Array, "B T"], base: Base | None = None
 ) -> Float[Array, ""]:
     """An evaluation, as `make_eval_step` compiles it."""
     return _weighted_loss(model, params, batch, weights * target_weights(model, batch), None, base)

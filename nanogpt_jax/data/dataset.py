@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, Integer, UInt
 
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.train_step import Batch
+from nanogpt_jax.core.train_step import AnyBatch, Batch
 from nanogpt_jax.data.commands import to_prepare
 from nanogpt_jax.data.examples import Rows, batch_of, rows_of_batch
 from nanogpt_jax.data.files import refused
@@ -86,7 +86,9 @@ _CHUNK = 1 << 20
 _CHECKED_AHEAD = 1 << 25
 
 
-def random_batch(file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int) -> Batch:
+def random_batch(
+    file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
+) -> AnyBatch:
     """Windows of `block_size` tokens at random places of a file, int32, of shape (*shape, block_size); or its examples.
 
     The `index`-th batch of `stream` ("train", "train_eval" or "val") under `seed`.
@@ -107,7 +109,7 @@ def random_starts(
     return draw.integers(len(file.tokens) - block_size if file.rows is None else len(file.rows), size=shape)
 
 
-def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: int) -> Batch:
+def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: int) -> AnyBatch:
     """The windows of `block_size` tokens that begin at `starts`, int32, of shape (*starts.shape, block_size).
 
     Of examples, the rows of those numbers.
@@ -124,7 +126,7 @@ def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: in
 
 def whole_split(
     file: TokenFile, batch_size: int, block_size: int
-) -> Iterator[tuple[Batch, Float32[np.ndarray, "{batch_size} {block_size}"]]]:
+) -> Iterator[tuple[AnyBatch, Float32[np.ndarray, "{batch_size} {block_size}"]]]:
     """Every token of a file but its first, predicted exactly once, in file order; of examples, all that are learnt.
 
     Yields batches of `batch_size` windows side by side, and float32 weights (batch_size, block_size): one where there
@@ -143,7 +145,7 @@ def rows_in_split(file: TokenFile, block_size: int) -> int:
 
 def split_rows(
     file: TokenFile, first: int, rows: int, block_size: int
-) -> tuple[Batch, Float32[np.ndarray, "{rows} {block_size}"]]:
+) -> tuple[AnyBatch, Float32[np.ndarray, "{rows} {block_size}"]]:
     """Windows `first` to `first + rows` of `whole_split`, and their weights; past the end of the file both are 0."""
     if file.rows is not None:
         return windows(file, np.arange(first, first + rows), block_size), np.ones((rows, block_size), np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt, UInt8
 
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.train_step import IGNORED, Batch
+from nanogpt_jax.core.train_step import IGNORED, AnyBatch, Batch, PackedBatch
 from nanogpt_jax.data.files import refused
 from nanogpt_jax.data.prepared import BEGINS, LEARNT
 from nanogpt_jax.data.shards import Shards
@@ -103,11 +103,11 @@ _EPOCHS = 3  # a stream of its own, beside those of `dataset.py`
 
 def batch_of(
     tokens: Shards | UInt[np.ndarray, " N"], rows: Rows, which: Int64[np.ndarray, "*shape"], block_size: int
-) -> Batch:
+) -> AnyBatch:
     """Rows as a batch of int32 arrays (*which.shape, block_size); a row past the last has nothing to learn.
 
     What is not learnt is `IGNORED` among the targets, and so is what comes next after an example's end. Segments count
-    the examples of a row; where they are not `apart` there are none.
+    the examples of a row, where those are `apart`.
     """
     shape = (*which.shape, block_size + 1)
     read, marks = np.zeros((which.size, block_size + 1), np.int32), np.zeros((which.size, block_size + 1), np.uint8)
@@ -118,5 +118,7 @@ def batch_of(
             marks[row, : stop - start] = rows.marks[start:stop]
     read, marks = read.reshape(shape), marks.reshape(shape)
     is_target = (marks[..., 1:] & (LEARNT | BEGINS)) == LEARNT
-    segments = np.cumsum(marks[..., :-1] & BEGINS > 0, axis=-1, dtype=np.int32) if rows.apart else None
-    return Batch(read[..., :-1], np.where(is_target, read[..., 1:], IGNORED).astype(np.int32), segments)
+    targets = np.where(is_target, read[..., 1:], IGNORED).astype(np.int32)
+    if not rows.apart:
+        return Batch(read[..., :-1], targets)
+    return PackedBatch(read[..., :-1], targets, np.cumsum(marks[..., :-1] & BEGINS > 0, axis=-1, dtype=np.int32))

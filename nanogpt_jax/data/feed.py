@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.sharding import batch_sharding
-from nanogpt_jax.core.train_step import Batch
+from nanogpt_jax.core.train_step import AnyBatch
 from nanogpt_jax.data import dataset
 from nanogpt_jax.data.dataset import TokenFile
 
@@ -25,7 +25,7 @@ Rows = tuple[slice, ...]
 
 def random_batch(
     mesh: Mesh | None, file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
-) -> Batch:
+) -> AnyBatch:
     """`dataset.random_batch` on the devices: the same batch on every mesh."""
     starts = dataset.random_starts(file, stream, seed, index, shape, block_size)
     return _on_devices(mesh, (*shape, block_size), lambda rows: dataset.windows(file, starts[rows], block_size))
@@ -33,11 +33,11 @@ def random_batch(
 
 def whole_split(
     mesh: Mesh | None, file: TokenFile, batch_size: int, block_size: int
-) -> Iterator[tuple[Batch, AnyArray]]:
+) -> Iterator[tuple[AnyBatch, AnyArray]]:
     """`dataset.whole_split` on the devices."""
     for first in range(0, dataset.rows_in_split(file, block_size), batch_size):
 
-        def read(rows: Rows, first: int = first) -> tuple[Batch, AnyArray]:
+        def read(rows: Rows, first: int = first) -> tuple[AnyBatch, AnyArray]:
             start, stop, _ = rows[0].indices(batch_size)
             return dataset.split_rows(file, first + start, stop - start, block_size)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.chat import beginning
 from nanogpt_jax.data.tokenizer import Tokenizer
 from nanogpt_jax.data.unknown import rescue
 from nanogpt_jax.evaluate.tasks import Choices, Completion, LastWords, Pairs, Text
@@ -149,7 +150,7 @@ def of_choices(task: Choices, reader: Reader) -> Cut:
     passages, cut = [], 0
     for item in task.items:
         where = f"{task.path} line {item.line:,}"
-        context = _of_line(where, item.context, reader)
+        context = _context(where, item.context, reader)
         each = [_passage(where, context, _of_line(where, f" {ending}", reader), reader) for ending in item.endings]
         passages += [passage for passage, _ in each]
         cut += any(was_cut for _, was_cut in each)
@@ -171,7 +172,7 @@ def of_completions(task: LastWords | Pairs, reader: Reader) -> Cut:
 
 def _of_completion(where: str, item: Completion, end: Tokens, reader: Reader) -> tuple[Passage, bool]:
     target = np.concatenate([_of_line(where, item.completion, reader), end])
-    return _passage(where, _of_line(where, item.prompt, reader), target, reader)
+    return _passage(where, _context(where, item.prompt, reader), target, reader)
 
 
 def _passage(where: str, context: Tokens, target: Tokens, reader: Reader) -> tuple[Passage, bool]:
@@ -189,6 +190,12 @@ def _passage(where: str, context: Tokens, target: Tokens, reader: Reader) -> tup
         context = np.array([reader.tokenizer.eot_token], np.int32)
     tokens = np.concatenate([context, target])
     return Passage(tokens[-reader.block_size - 1 :], len(target)), len(tokens) > reader.block_size + 1
+
+
+def _context(where: str, text: str, reader: Reader) -> Tokens:
+    """The tokens of what is continued, after those that the tokenizer begins every prompt with."""
+    begins = beginning(reader.tokenizer).astype(np.int32)
+    return np.concatenate([begins, _of_line(where, text, reader)])
 
 
 def _of_line(where: str, text: str, reader: Reader) -> Tokens:

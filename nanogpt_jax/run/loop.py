@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import Batch, Metrics, TrainState, make_eval_step, make_train_step
+from nanogpt_jax.core.train_step import AnyBatch, Metrics, TrainState, make_eval_step, make_train_step
 from nanogpt_jax.data import dataset, feed
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
 from nanogpt_jax.data.dataset import TokenFile, rows_in_split
@@ -46,7 +46,7 @@ from nanogpt_jax.run.telemetry import Profile, flops_per_token
 # Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
 TOKENS_PER_EVAL_STEP = 16_384
 
-LossOf = Callable[[Batch, Any], Any]
+LossOf = Callable[[AnyBatch, Any], Any]
 """From a batch and weights (B, T) to the weighted sum of its losses."""
 
 
@@ -152,7 +152,7 @@ def estimate_loss(
     for stream, file in (("train_eval", data.train), ("val", data.val)):
         targets = 0
 
-        def batches(stream: str = stream, file: TokenFile = file) -> Iterator[tuple[Batch, Any]]:
+        def batches(stream: str = stream, file: TokenFile = file) -> Iterator[tuple[AnyBatch, Any]]:
             nonlocal targets
             for i in range(step * settings.eval_iters, (step + 1) * settings.eval_iters):
                 drawn = (file, stream, settings.seed, i, shape, settings.block_size)
@@ -181,7 +181,7 @@ def whole_split_loss(
     return _sum(loss_of, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
 
 
-def _sum(loss_of: LossOf, batches: Iterable[tuple[Batch, Any]], stop: Callable[[], None]) -> float:
+def _sum(loss_of: LossOf, batches: Iterable[tuple[AnyBatch, Any]], stop: Callable[[], None]) -> float:
     """The losses of all batches together; the device is a batch ahead at most, so that `stop` comes in time."""
     total, ahead = 0.0, None
     for batch in batches:
@@ -193,7 +193,7 @@ def _sum(loss_of: LossOf, batches: Iterable[tuple[Batch, Any]], stop: Callable[[
 
 def _update_until_done(
     start: Start,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    train_step: Callable[[TrainState, AnyBatch], tuple[TrainState, Metrics]],
     eval_step: Callable[..., Any],
     state: TrainState,
     mesh: Mesh | None,
@@ -265,6 +265,6 @@ def _final_loss(loss_of: LossOf, val: TokenFile, block_size: int, mesh: Mesh | N
     return loss
 
 
-def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> Batch:
+def training_batch(settings: Settings, data: Data, step: int, mesh: Mesh | None = None) -> AnyBatch:
     """The batch of update `step`."""
     return feed.random_batch(mesh, data.train, "train", settings.seed, step, settings.batch_shape, settings.block_size)

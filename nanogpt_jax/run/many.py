@@ -29,7 +29,7 @@ from nanogpt_jax.core.many import (
     stacked,
 )
 from nanogpt_jax.core.optimizer import hyperparameters, make_optimizer
-from nanogpt_jax.core.train_step import IGNORED, Batch, Params, TrainState, abstract_state
+from nanogpt_jax.core.train_step import IGNORED, AnyBatch, Batch, Params, TrainState, abstract_state
 from nanogpt_jax.data import dataset, feed
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.curves import leave_figure
@@ -141,10 +141,10 @@ def _end(members: Sequence[Member], ending: Sequence[int], params: Params, evalu
         leave_figure(member.out_dir)
 
 
-def _training_batches(starts: Sequence[Start], data_seed: int | None, mesh: Mesh | None, update: int) -> Batch:
+def _training_batches(starts: Sequence[Start], data_seed: int | None, mesh: Mesh | None, update: int) -> AnyBatch:
     """The batches of all runs, each at its own step; one that is behind its last takes that again."""
 
-    def of(start: Start) -> Batch:
+    def of(start: Start) -> AnyBatch:
         settings = start.settings
         seed = settings.seed if data_seed is None else data_seed
         step = min(start.run.step + update, settings.max_iters - 1)
@@ -179,7 +179,7 @@ class _Evaluation:
                 of_run[stream] = float(loss)
         return losses
 
-    def _drawn(self, start: Start, stream: str, step: int, i: int) -> Batch:
+    def _drawn(self, start: Start, stream: str, step: int, i: int) -> AnyBatch:
         """Batch `i` of the estimate at a step of one run."""
         settings, data = start.settings, start.data
         file = data.val if stream == "val" else data.train

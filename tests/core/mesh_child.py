@@ -18,7 +18,7 @@ from nanogpt_jax.core import sharding
 from nanogpt_jax.core.lora import init_delta, make_base
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.train_step import IGNORED, init_params, init_state, make_train_step
+from nanogpt_jax.core.train_step import IGNORED, PackedBatch, init_params, init_state, make_train_step
 from nanogpt_jax.data import feed
 from nanogpt_jax.data.dataset import TokenFile
 from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit
@@ -69,7 +69,7 @@ def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
     def cut(batch):
         """Rows of two texts each, where the run is of such."""
         halves = np.arange(settings.block_size, dtype=np.int32) >= settings.block_size // 3
-        return batch._replace(segments=jnp.broadcast_to(halves, batch.tokens.shape).astype(int)) if tuned else batch
+        return PackedBatch(*batch, jnp.broadcast_to(halves, batch.tokens.shape).astype(int)) if tuned else batch
 
     places = None if mesh is None else sharding.state_shardings(mesh, jax.eval_shape(make))
     rows = (SETTINGS.batch_size,) if accumulate == 1 else (accumulate, SETTINGS.batch_size)

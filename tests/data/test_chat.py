@@ -16,7 +16,7 @@ from nanogpt_jax.data.tasks import prepare_examples
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from tests.helpers.chats import BRACKETS, KNOWN, messages, write_chats
 from tests.helpers.prepared import tokens
-from tests.helpers.qwen import END, START, TURN, qwen
+from tests.helpers.qwen import END, START, TURN, qwen, that_begins
 from tests.helpers.refusals import refusal
 
 CHARACTERS = CharTokenizer.from_text("UsrSytemAin: \n?<>[]()" + "".join({*KNOWN, *KNOWN.values()}))
@@ -99,17 +99,9 @@ def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
 
 
 def test_what_begins_every_prompt_begins_an_example_and_stands_nowhere_else(tmp_path: Path) -> None:
-    """As Llama 3's tokenizer has it, by what comes after its words."""
     document = qwen(300)[0]
-    plain = HFTokenizer(document, END)
+    plain, tokenizer = HFTokenizer(document, END), HFTokenizer(that_begins(document, END), END)
     first = int(plain.encode(END)[0])
-    piece = {"Sequence": {"id": "A", "type_id": 0}}
-    special = {"id": END, "ids": [first], "tokens": [END]}
-    begins = {
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": END, "type_id": 0}}, piece], "pair": [piece],
-        "special_tokens": {END: special},
-    }  # fmt: skip
-    tokenizer = HFTokenizer({**document, "post_processor": begins}, END)
     assert tokenizer.encode("red").tolist() == [first, *plain.encode("red")]
     both = [{"prompt": "red", "completion": "apple"}] * 2
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in both))

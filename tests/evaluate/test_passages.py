@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanogpt_jax.data.hf_tokenizer import HFTokenizer
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.evaluate import passages
 from nanogpt_jax.evaluate.passages import Passage, Reader, segment_cuts, windows
 from nanogpt_jax.evaluate.scores import padded
 from nanogpt_jax.evaluate.tasks import Choice, Choices, Completion, LastWords, Pairs, Text
+from tests.helpers.qwen import END, qwen, that_begins
 from tests.helpers.refusals import refusal
 
 FILE = Path("items.jsonl")
@@ -93,6 +95,16 @@ def test_the_ending_takes_the_space_and_contexts_lose_their_left():
     found = passages.of_choices(task, Reader("m", BYTES, 8))
     assert listed(found.passages) == [("abcdefgh x"[-9:], 2), ("efgh yyyy", 5), ("ab x", 2), ("ab y", 2)]
     assert found.items == 1
+
+
+def test_a_prompt_begins_as_the_tokenizer_begins_all():
+    """As Llama 3's does: so are prompts sampled from, and examples learnt."""
+    tokenizer = HFTokenizer(that_begins(qwen(300)[0], END), END)
+    task = Pairs(FILE, [Completion(1, "ab", "c")])
+    [passage] = passages.of_completions(task, Reader("m", tokenizer, 8)).passages
+    first = tokenizer.eot_token
+    assert passage.tokens.tolist() == [*tokenizer.encode("ab"), *tokenizer.encode_ordinary("c"), first]
+    assert passage.tokens[0] == first and passage.asked == 2
 
 
 def test_a_completion_is_followed_by_the_end_of_text_or_a_line_end():

@@ -67,6 +67,19 @@ def qwen(size: int = SIZE) -> tuple[dict[str, Any], dict[str, Any]]:
     return document, config
 
 
+def that_begins(document: dict[str, Any], token: str) -> dict[str, Any]:
+    """A `tokenizer.json` by which every prompt begins with an added token, as Llama 3's has it."""
+    [number] = [added["id"] for added in document["added_tokens"] if added["content"] == token]
+    piece = {"Sequence": {"id": "A", "type_id": 0}}
+    begins = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": token, "type_id": 0}}, piece],
+        "pair": [piece],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+    return {**document, "post_processor": begins}
+
+
 def save_qwen(folder: Path, size: int = SIZE) -> Path:
     """The files in `folder`."""
     document, config = qwen(size)
