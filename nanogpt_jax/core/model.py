@@ -76,7 +76,7 @@ class CausalSelfAttention(nn.Module):
         train: bool,
         cache: KeyValues | None,
         position: Position,
-        segments: Segments,
+        segments: Segments = None,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         cfg = self.config
         heads = cfg.n_head, cfg.kv_heads
@@ -140,7 +140,7 @@ class Block(nn.Module):
         train: bool,
         cache: KeyValues | None,
         position: Position,
-        segments: Segments,
+        segments: Segments = None,
     ) -> tuple[Float[Array, "N C"], KeyValues | None]:
         y, cache = self.attn(self.ln_1(x), batch, train, cache, position, segments)
         x = x + y
