@@ -148,7 +148,7 @@ def test_a_bigram_and_a_large_vocabulary_are_scored_by_rows(monkeypatch):
         found = []
         for logits in (1 << 26, 1, 19 * 40 * 2):
             monkeypatch.setattr(scores, "_LOGITS", logits)
-            jax.clear_caches()
+            scores.next_tokens.clear_cache()
             found.append(scores.score(model, params, passages, 4))
         for i, passage in enumerate(passages):
             whole = jax.nn.log_softmax(model.apply({"params": params}, passage.tokens[None, :-1])[0])
