@@ -37,6 +37,7 @@ from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.presets import PRESETS
 from nanogpt_jax.run.reports import batch_in_words, model_in_words
 from nanogpt_jax.weights.hf_format import hf_config_of
+from nanogpt_jax.weights.loading import Weights, open_weights
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 
 MISSED = 1  # exit status
@@ -81,6 +82,9 @@ def main(argv: Sequence[str]) -> int:
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
     require_at_most("steps", steps, MAX_INT, "it is kept in 32 bits")
+    weights = _named_weights(explicit)
+    if weights is not None:
+        explicit |= {**weights.settings, "vocab_size": weights.vocab_size, "init_from": "scratch"}
     settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
     reports.require_writable(json=own["json"], plot=own["plot"])
 
@@ -92,6 +96,8 @@ def main(argv: Sequence[str]) -> int:
     model = build_model(settings, data.tokens.vocab_size, jax.default_backend())
     reference = _reference_side(reference_name, model.config, settings)
     ours = Ours(model, settings)
+    if weights is not None:
+        ours.load(weights.load(model, None))
     size = sum(p.size for p in jax.tree.leaves(ours.parameters()))
     print(f"reference  {reference.name}")
     print(
@@ -115,6 +121,14 @@ def main(argv: Sequence[str]) -> int:
         print("of each kind of tensor, the layer whose gradient differs most is shown; --all shows every tensor")
     print(f"{missed} of {len(comparison.rows)} tolerances MISSED" if missed else "all tolerances hold")
     return MISSED if missed else entry.OK
+
+
+def _named_weights(explicit: Mapping[str, Any]) -> Weights | None:
+    """The weights that both sides begin with where ``init_from`` names some: a run's, with LoRA's merged, or others."""
+    source = str(explicit.get("init_from", "scratch"))
+    if source == "scratch":
+        return None
+    return open_weights(source, str(explicit.get("data_dir", "data")), str(explicit.get("which", "best")))
 
 
 def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], reference: str) -> tuple[Settings, str]:

@@ -14,9 +14,11 @@ from safetensors.numpy import load_file
 
 from nanogpt_jax import sweep
 from nanogpt_jax.cli import sample, train
+from nanogpt_jax.compare import command as compare
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.data.tasks import prepare_examples
+from nanogpt_jax.lens import command as lens
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.weights.checkpoint import newest
 from nanogpt_jax.weights.loading import open_weights
@@ -111,6 +113,19 @@ def test_the_loss_it_ends_with_is_that_of_the_merged_weights(lab, tmp_path, caps
 def test_text_is_drawn_from_base_and_delta(tuned, capsys):
     assert sample.main([f"--out_dir={tuned}", "--start=to", "--num_samples=1", "--max_new_tokens=8"]) == 0
     assert capsys.readouterr().out.startswith("to")
+
+
+def test_it_is_compared_and_looked_into_merged(lab, tmp_path, capsys):
+    base, run = tmp_path / "base", tmp_path / "run"
+    where = f"--data_dir={lab / 'data'}"
+    assert train.main([*TINY, "--bias=True", where, f"--out_dir={base}", "--max_iters=2"]) == 0
+    assert train.main([*flags(lab, run, "--max_iters=2"), f"--init_from={base}"]) == 0
+    capsys.readouterr()
+    to_compare = ["--dataset=tiny", where, "--batch_size=2", "--steps=2", "--accelerator=cpu"]
+    assert compare.main([f"--init_from={run}", *to_compare]) == 0
+    assert "all tolerances hold" in capsys.readouterr().out
+    assert lens.main([f"--out_dir={run}", "--start=to", "--max_new_tokens=4", f"--html={tmp_path / 'lens.html'}"]) == 0
+    assert (tmp_path / "lens.html").stat().st_size > 1000
 
 
 def test_a_tuned_run_is_a_base_for_another(lab, tuned, tmp_path):
