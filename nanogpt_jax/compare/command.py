@@ -36,8 +36,9 @@ from nanogpt_jax.run.accelerator import describe, use_accelerator
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.presets import PRESETS
 from nanogpt_jax.run.reports import batch_in_words, model_in_words
+from nanogpt_jax.run.start import with_shape_of
 from nanogpt_jax.weights.hf_format import hf_config_of
-from nanogpt_jax.weights.loading import Weights, open_weights
+from nanogpt_jax.weights.loading import SHAPE, Weights, open_weights
 from nanogpt_jax.weights.nanogpt_format import nanogpt_model_args_of
 
 MISSED = 1  # exit status
@@ -82,10 +83,9 @@ def main(argv: Sequence[str]) -> int:
     reference_name, steps = own["reference"] or "hf", 200 if own["steps"] is None else own["steps"]
     require_at_least("steps", steps, 1)
     require_at_most("steps", steps, MAX_INT, "it is kept in 32 bits")
-    weights = _named_weights(explicit)
-    if weights is not None:
-        explicit |= {**weights.settings, "vocab_size": weights.vocab_size, "init_from": "scratch"}
-    settings, changed = fitting_settings(PRESETS[DEFAULT_PRESET] if base is None else base, explicit, reference_name)
+    base = PRESETS[DEFAULT_PRESET] if base is None else base
+    weights, explicit = _named_weights(base, explicit)
+    settings, changed = fitting_settings(base, explicit, reference_name)
     reports.require_writable(json=own["json"], plot=own["plot"])
 
     # Else idle threads of PyTorch spin where ours could run: this, read at its import, saves most of the time.
@@ -123,12 +123,18 @@ def main(argv: Sequence[str]) -> int:
     return MISSED if missed else entry.OK
 
 
-def _named_weights(explicit: Mapping[str, Any]) -> Weights | None:
-    """The weights that both sides begin with where ``init_from`` names some: a run's, with LoRA's merged, or others."""
-    source = str(explicit.get("init_from", "scratch"))
-    if source == "scratch":
-        return None
-    return open_weights(source, str(explicit.get("data_dir", "data")), str(explicit.get("which", "best")))
+def _named_weights(base: Mapping[str, Any], explicit: dict[str, Any]) -> tuple[Weights | None, dict[str, Any]]:
+    """The weights that both sides begin with where ``init_from`` names some, and what is asked for with their shape.
+
+    Of a run that LoRA tuned they are merged. Raises `UserError` for another shape than they have.
+    """
+    if explicit.get("init_from", "scratch") == "scratch":
+        return None, explicit
+    asked = Settings(**{**base, **explicit})
+    weights = open_weights(asked.init_from, asked.data_dir, asked.which)
+    shaped = with_shape_of(asked, weights, explicit)
+    shape = {name: getattr(shaped, name) for name in (*SHAPE, "vocab_size")}
+    return weights, {**explicit, **shape, "init_from": "scratch"}
 
 
 def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], reference: str) -> tuple[Settings, str]:

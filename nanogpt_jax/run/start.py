@@ -80,7 +80,7 @@ def begun(settings: Settings, given: Mapping[str, Any], data: Data | None = None
 
         return Start(settings, data, run, fresh)
     weights = open_weights(settings.init_from, settings.data_dir, settings.which)
-    settings = _with_shape_of(settings, weights, given)
+    settings = with_shape_of(settings, weights, given)
     data = data or _open_data(settings)
     _require_data_of(weights, data, settings.init_from)
     run = _new_run(settings, data, weights.vocab_size)
@@ -188,7 +188,7 @@ def _prepare_if_missing(name: str, folder: Path) -> None:
         prepare.KNOWN[name](folder)
 
 
-def _with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
+def with_shape_of(settings: Settings, weights: Weights, given: Mapping[str, Any]) -> Settings:
     """`settings` with the model that the weights are of; only `dropout` stays ours, as in nanoGPT.
 
     A smaller `block_size` that is asked for stays too: the model is cropped to it. With rotary positions there is

@@ -124,6 +124,8 @@ def test_it_is_compared_and_looked_into_merged(lab, tmp_path, capsys):
     to_compare = ["--dataset=tiny", where, "--batch_size=2", "--steps=2", "--accelerator=cpu"]
     assert compare.main([f"--init_from={run}", *to_compare]) == 0
     assert "all tolerances hold" in capsys.readouterr().out
+    said = refusal(lambda: compare.main([f"--init_from={run}", "--n_layer=3", *to_compare]))
+    assert f"n_layer=3 does not fit the weights in {run}, which have n_layer=1" in said
     assert lens.main([f"--out_dir={run}", "--start=to", "--max_new_tokens=4", f"--html={tmp_path / 'lens.html'}"]) == 0
     assert (tmp_path / "lens.html").stat().st_size > 1000
 
