@@ -78,9 +78,7 @@ def read_settings(kind: type[_S], argv: Sequence[str], command: str, description
     """The settings of class `kind`, with a flag for each of its fields, as the arguments give them."""
     parser = Parser(command, "[--name=value ...]", description)
     add_fields(parser, kind)
-    given, notes = translated(parser.parse(argv))
-    if "wandb" not in {f.name for f in dataclasses.fields(kind)}:  # type: ignore[arg-type]  # it is a dataclass
-        given.pop("wandb", None)  # nanoGPT's files have it beside what they are for
+    given, notes = translated(parser.parse(argv), kind)
     tell(notes)
     return kind(**given)
 
@@ -125,15 +123,15 @@ def _add_nanogpts_own(parser: Parser) -> None:
     group.add_argument("--backend", metavar="STR", help="no effect: JAX brings its own")
 
 
-def translated(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings with nanoGPT's own turned into ours, and lines that say what of them has no effect."""
+def translated(given: Mapping[str, Any], settings: type) -> tuple[dict[str, Any], list[str]]:
+    """Settings of that class with nanoGPT's own turned into ours, and lines that say what of them has no effect."""
     ours = {name: value for name, value in given.items() if name not in NANOGPTS_OWN}
     notes = []
     if given.get("compile") is False:
         notes.append("compile=False has no effect: JAX always compiles")
     if "backend" in given:
         notes.append(f"backend={given['backend']} has no effect: JAX brings its own")
-    if "wandb_log" in given:
+    if "wandb_log" in given and "wandb" in {f.name for f in dataclasses.fields(settings)}:
         ours.setdefault("wandb", given["wandb_log"])
     if "device" in given:
         kind, _, index = str(given["device"]).partition(":")

@@ -43,11 +43,11 @@ class Chosen(NamedTuple):
 def chosen(given: dict[str, Any]) -> Chosen:
     """Read what `settings_parser` gave. Raises `UserError` if the preset or the file does not exist, or holds else."""
     source = given.pop("preset_or_file", None)
-    flags, notes = translated(given)
+    flags, notes = translated(given, Settings)
     if source is None:
         return Chosen(None, flags, notes)
     file = read_settings_file(Path(source)) if is_settings_file(source) else SettingsFile({"preset": source}, [])
-    in_file, more = translated(file.settings)
+    in_file, more = translated(file.settings, Settings)
     named = in_file.pop("preset", None)
     if named is not None:
         preset(named)  # refuses a name that does not exist

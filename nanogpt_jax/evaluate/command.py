@@ -105,11 +105,10 @@ def main(argv: Sequence[str]) -> int:
         group.add_argument(f"--{name}", nargs="+", action="extend", type=Path, metavar="FILE", help=about)
     group.add_argument("--json", type=Path, metavar="FILE", help="write all figures and the scores of every item here")
     add_fields(parser, EvaluateSettings)
-    given, notes = translated(parser.parse(argv))
+    given, notes = translated(parser.parse(argv), EvaluateSettings)
     tell(notes)
     models, path = given.pop("models"), given.pop("json", None)
     files = [(name, file) for name in _FILES for file in given.pop(name, [])]
-    given.pop("wandb", None)  # what nanoGPT's wandb_log stands for, which is a run's
     settings = EvaluateSettings(**given)
     if not files:
         raise UserError(f"there is nothing to evaluate on; name a file with --{', --'.join(_FILES)}")
