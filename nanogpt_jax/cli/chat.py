@@ -18,7 +18,6 @@ from nanogpt_jax.data.chat import (
     TEMPLATES,
     Message,
     Template,
-    beginning,
     encoded,
     named_template,
     template_from_json,
@@ -84,7 +83,7 @@ class History:
         self._template, self._tokenizer = template, tokenizer
         self._block_size, self._max_new_tokens = block_size, max_new_tokens
         self._reserved = min(max_new_tokens, block_size // 2)
-        self._first = np.concatenate([beginning(tokenizer), encoded(template.spans(first), tokenizer)[0]])
+        self._first, _ = encoded(template.spans(first), tokenizer, from_the_beginning=True)
         self._exchanges: list[TokenIds] = []
         self._asked = self._first[:0]
         self.dropped = 0  # exchanges

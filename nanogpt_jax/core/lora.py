@@ -109,6 +109,11 @@ def init_delta(model: nn.Module, key: PRNGKeyArray, rank: int, targets: str) -> 
     return unflatten_dict(delta)
 
 
+def abstract_delta(model: nn.Module, rank: int, targets: str) -> Delta:
+    """The shapes and types of a delta: nothing is computed."""
+    return jax.eval_shape(lambda: init_delta(model, jax.random.key(0), rank, targets))
+
+
 def merge(params: Any, delta: Delta, scale: float) -> Any:
     """The parameters of a plain model that computes what base and delta do together: W + scale A B, in float32."""
     flat = dict(flatten_dict(params))

@@ -142,17 +142,22 @@ def beginning(tokenizer: Tokenizer) -> TokenIds:
     return tokenizer.encode("")
 
 
-def encoded(spans: Iterable[Span], tokenizer: Tokenizer) -> tuple[TokenIds, np.ndarray]:
-    """The tokens (N,) of spans, each encoded by itself, and which of them are learnt, booleans (N,)."""
-    begins = len(beginning(tokenizer))
-    ids: list[Sequence[int] | TokenIds] = []
-    learnt: list[np.ndarray] = []
+def encoded(
+    spans: Iterable[Span], tokenizer: Tokenizer, *, from_the_beginning: bool = False
+) -> tuple[TokenIds, np.ndarray]:
+    """The tokens (N,) of spans, each encoded by itself, and which of them are learnt, booleans (N,).
+
+    Where they stand at the beginning of a text, what every prompt begins with comes first.
+    """
+    begins = beginning(tokenizer)
+    ids: list[Sequence[int] | TokenIds] = [begins] if from_the_beginning else []
+    learnt: list[np.ndarray] = [np.zeros(len(part), bool) for part in ids]
     for span in spans:
         if span.ends:
             end = tokenizer.eot_token
             new = tokenizer.encode_ordinary(span.text) if end is None else np.array([end])
         else:
-            new = tokenizer.encode(span.text)[begins:] if span.markup else tokenizer.encode_ordinary(span.text)
+            new = tokenizer.encode(span.text)[len(begins) :] if span.markup else tokenizer.encode_ordinary(span.text)
         ids.append(new)
         learnt.append(np.full(len(new), span.learnt))
     dtype = token_type(tokenizer.vocab_size)

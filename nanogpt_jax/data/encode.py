@@ -102,7 +102,7 @@ def encode(
         made = tokenizer
         require_at_most("vocab_size", made.vocab_size, MAX_VOCAB_SIZE, "what float32 can count")
     table = _table(made, found, unknown, what, remarks)
-    end, begins = made.eot_token, chat.beginning(made)
+    end = made.eot_token
 
     def known(text: str) -> str:
         return text.translate(table) if table else text
@@ -111,12 +111,7 @@ def encode(
         try:
             if examples is not None:
                 spans = (span._replace(text=known(span.text)) for span in part.spans)
-                ids, learnt = (
-                    np.concatenate([first, rest])
-                    for first, rest in zip(
-                        (begins, np.zeros(len(begins), bool)), chat.encoded(spans, made), strict=True
-                    )
-                )
+                ids, learnt = chat.encoded(spans, made, from_the_beginning=True)
                 ids, learnt = examples.fitted(ids, learnt, part.name)
                 return Piece(part.split, ids, marked(learnt))
             ids = made.encode_ordinary(known(part.text + "\n" * (part.ends and end is None)))

@@ -175,11 +175,16 @@ def _parquet_texts(path: Path) -> Iterator[str]:
         raise UserError(f"{path} can't be read as parquet ({in_short(error)}); fetch it again") from error
 
 
+def json_of_line(line: bytes, number: int) -> Any:
+    """What line `number` of a file, counted from 1, holds. Raises `ValueError` or `RecursionError` if it is no JSON."""
+    return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+
+
 def _jsonl_texts(path: Path) -> Iterator[str]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                match json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")):
+                match json_of_line(line, number):
                     case {"text": str(text)}:
                         yield text
                     case _:

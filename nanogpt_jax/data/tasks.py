@@ -6,7 +6,6 @@ is never cut in two: it must fit into the block that it is trained in.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from nanogpt_jax.data.chat import ASSISTANT, END, TEMPLATES, Span, Template
 from nanogpt_jax.data.encode import ExampleRules, Part, encode, require_tokenizer
 from nanogpt_jax.data.pieces import Split
 from nanogpt_jax.data.prepare import Summary, in_both_splits, is_validation, require_fraction
-from nanogpt_jax.data.sources import plain_os_errors, progress, require_regular_files
+from nanogpt_jax.data.sources import json_of_line, plain_os_errors, progress, require_regular_files
 from nanogpt_jax.data.tokenizer import TokenIds, Tokenizer, shown
 
 FORMATS = ("pairs", "chat")
@@ -77,7 +76,7 @@ def _pair(document: dict[str, Any], where: str) -> Iterator[Span]:
 
 def _parsed(line: bytes, number: int, where: str) -> dict[str, Any]:
     try:
-        document = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        document = json_of_line(line, number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({in_short(error)}); mend it") from None
     if not isinstance(document, dict):

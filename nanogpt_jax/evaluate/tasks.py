@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.data.files import refusals
-from nanogpt_jax.data.sources import CHUNK, read_text
+from nanogpt_jax.data.sources import CHUNK, json_of_line, read_text
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _items(path: Path, form: str, item: Callable[[int, dict[str, Any]], _Item], 
             if not line.strip():
                 continue
             try:
-                document = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                document = json_of_line(line, number)
                 if not isinstance(document, dict):
                     raise ValueError(f"it is a {type(document).__name__}")
                 found.append(item(number, document))

@@ -104,7 +104,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         eval_step = make_eval_step(model)
         if settings.eval_only:
             stop = partial(hosts.stop_if_told, received)
-            return _final_loss(loss_of(eval_step, state), data.val, settings.block_size, mesh, stop)
+            return _final_loss(loss_under(eval_step, state), data.val, settings.block_size, mesh, stop)
         if not resuming and hosts.is_first():
             with unwritable(out_dir):
                 out_dir.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _shared_settings(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in vars(settings).items() if name not in own}
 
 
-def loss_of(eval_step: Callable[..., Any], state: TrainState) -> LossOf:
+def loss_under(eval_step: Callable[..., Any], state: TrainState) -> LossOf:
     """`eval_step` with the parameters of a state, which the next update takes away."""
     return lambda batch, weights: eval_step(state.params, batch, weights, state.base)
 
@@ -146,21 +146,31 @@ def estimate_loss(
 
     `stop` is called before every batch, and may raise.
     """
+    of_streams = {"train_eval": data.train, "val": data.val}
+    return {stream: _estimate(loss_of, file, stream, settings, step, mesh, stop) for stream, file in of_streams.items()}
+
+
+def _estimate(
+    loss_of: LossOf,
+    file: TokenFile,
+    stream: str,
+    settings: Settings,
+    step: int,
+    mesh: Mesh | None,
+    stop: Callable[[], None],
+) -> float:
     shape = (settings.batch_size,)
     ones = np.ones((settings.batch_size, settings.block_size), np.float32)
-    losses = {}
-    for stream, file in (("train_eval", data.train), ("val", data.val)):
-        targets = 0
+    targets = 0
 
-        def batches(stream: str = stream, file: TokenFile = file) -> Iterator[tuple[AnyBatch, Any]]:
-            nonlocal targets
-            for i in range(step * settings.eval_iters, (step + 1) * settings.eval_iters):
-                drawn = (file, stream, settings.seed, i, shape, settings.block_size)
-                targets += dataset.targets_in_batch(*drawn)
-                yield feed.random_batch(mesh, *drawn), ones
+    def batches() -> Iterator[tuple[AnyBatch, Any]]:
+        nonlocal targets  # counted as they are drawn: `stop` may come long before the last
+        for i in range(step * settings.eval_iters, (step + 1) * settings.eval_iters):
+            drawn = (file, stream, settings.seed, i, shape, settings.block_size)
+            targets += dataset.targets_in_batch(*drawn)
+            yield feed.random_batch(mesh, *drawn), ones
 
-        losses[stream] = _sum(loss_of, batches(), stop) / targets
-    return losses
+    return _sum(loss_of, batches(), stop) / targets
 
 
 def whole_split_loss(
@@ -172,8 +182,7 @@ def whole_split_loss(
 ) -> tuple[float, int]:
     """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
 
-    Of examples, over every token that is learnt.
-    `stop` is called before every batch, and may raise.
+    Of examples, it is over every token that is learnt. `stop` is called before every batch, and may raise.
     """
     windows = min(max(1, TOKENS_PER_EVAL_STEP // block_size), rows_in_split(file, block_size))
     windows = rounded_up(windows, mesh)
@@ -222,7 +231,7 @@ def _update_until_done(
                 step = progress.run.step
                 if progress.needs_evaluation:
                     with progress.log.paused():
-                        losses = estimate_loss(loss_of(eval_step, state), data, settings, step, mesh, stop)
+                        losses = estimate_loss(loss_under(eval_step, state), data, settings, step, mesh, stop)
                         train_loss, val_loss = losses.values()
                         print(f"step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}", flush=True)
                         progress.evaluated(losses)
@@ -237,13 +246,13 @@ def _update_until_done(
                 state, metrics = train_step(state, next(batches))
                 progress.updated(metrics)
             progress.tell_if_out_of_patience()
-            loss = _final_loss(loss_of(eval_step, state), data.val, settings.block_size, mesh, stop)
+            loss = _final_loss(loss_under(eval_step, state), data.val, settings.block_size, mesh, stop)
             checkpoints.wait()
             state = dataclasses.replace(state, opt_state=None)  # which is saved; its memory is for the best weights
             best = best_beside_last(
                 Path(settings.out_dir), step, state.params, loss,
                 lambda params: whole_split_loss(
-                    loss_of(eval_step, dataclasses.replace(state, params=params)),
+                    loss_under(eval_step, dataclasses.replace(state, params=params)),
                     data.val, settings.block_size, mesh, stop,
                 )[0],
             )  # fmt: skip

@@ -29,7 +29,7 @@ from nanogpt_jax.core.many import (
     stacked,
 )
 from nanogpt_jax.core.optimizer import hyperparameters, make_optimizer
-from nanogpt_jax.core.train_step import IGNORED, AnyBatch, Batch, Params, TrainState, abstract_state
+from nanogpt_jax.core.train_step import AnyBatch, Batch, Params, TrainState, abstract_state
 from nanogpt_jax.data import dataset, feed
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.curves import leave_figure
@@ -172,19 +172,20 @@ class _Evaluation:
             total, targets = np.zeros(len(self._starts)), np.zeros(len(self._starts))
             for i in range(settings.eval_iters):
                 stop()
-                drawn = [self._drawn(start, stream, step, i) for start, step in zip(self._starts, at, strict=True)]
-                targets += [np.count_nonzero(batch.targets != IGNORED) for batch in drawn]
-                total += np.asarray(self._on_own(params, side_by_side(drawn, self._mesh), ones))
+                draws = [self._draw(start, stream, step, i) for start, step in zip(self._starts, at, strict=True)]
+                targets += [dataset.targets_in_batch(*draw) for draw in draws]
+                batches = [dataset.random_batch(*draw) for draw in draws]
+                total += np.asarray(self._on_own(params, side_by_side(batches, self._mesh), ones))
             for of_run, loss in zip(losses, total / targets, strict=True):
                 of_run[stream] = float(loss)
         return losses
 
-    def _drawn(self, start: Start, stream: str, step: int, i: int) -> AnyBatch:
-        """Batch `i` of the estimate at a step of one run."""
+    def _draw(self, start: Start, stream: str, step: int, i: int) -> tuple[Any, ...]:
+        """What `dataset` draws batch `i` of the estimate by, at a step of one run."""
         settings, data = start.settings, start.data
         file = data.val if stream == "val" else data.train
         shape, index = (settings.batch_size,), step * settings.eval_iters + i
-        return dataset.random_batch(file, stream, settings.seed, index, shape, settings.block_size)
+        return file, stream, settings.seed, index, shape, settings.block_size
 
     def whole_split(self, params: Params, stop: Stop) -> Float[np.ndarray, " R"]:
         """As `loop.whole_split_loss`, of every run."""

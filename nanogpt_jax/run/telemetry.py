@@ -167,13 +167,13 @@ def flops_per_token(settings: Settings, params: Params, base: Base | None = None
     """
     if settings.model == "bigram":
         return 0.0
-    kept = {} if base is None else base.variables["params"]
-    n, n_kept = (
+    kept = {} if base is None else {**base.variables["params"], INT8: base.variables.get(INT8, {})}
+    learnt, frozen = (
         sum(p.size for p in jax.tree.leaves({name: p for name, p in tree.items() if name != "wpe"}))
-        for tree in (params, kept if base is None else {**kept, INT8: base.variables.get(INT8, {})})
+        for tree in (params, kept)
     )
-    config = settings.gpt_config(len((params if base is None else kept)["wte"]["embedding"]))
-    return 6 * n + 4 * n_kept + 12 * config.n_layer * config.n_head * config.head_width * config.block_size
+    config = settings.gpt_config(len((kept or params)["wte"]["embedding"]))
+    return 6 * learnt + 4 * frozen + 12 * config.n_layer * config.n_head * config.head_width * config.block_size
 
 
 def write_config(out_dir: Path, settings: Settings, **facts: Any) -> None:

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import PLACEMENT_SETTINGS, PRETRAINED, Settings
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.lora import Delta, init_delta, merge
+from nanogpt_jax.core.lora import Delta, abstract_delta, merge
 from nanogpt_jax.core.shape import GPTConfig
-from nanogpt_jax.core.train_step import Params, init_params, purpose_key
+from nanogpt_jax.core.train_step import Params, init_params
 from nanogpt_jax.data.commands import flags_of
 from nanogpt_jax.data.files import is_dir, is_file
 from nanogpt_jax.data.prepared import load_meta
@@ -162,8 +162,7 @@ def base_params(checkpoint: Checkpoint, model: nn.Module, mesh: Mesh | None) -> 
 
 def delta_in(checkpoint: Checkpoint, settings: Settings, model: nn.Module, mesh: Mesh | None = None) -> Delta:
     """The delta in the checkpoint of a run by `settings` that tunes `model`."""
-    rank = settings.lora_rank or 1
-    like = jax.eval_shape(lambda: init_delta(model, purpose_key(0, "init"), rank, settings.lora_targets))
+    like = abstract_delta(model, settings.lora_rank or 1, settings.lora_targets)
     return checkpoint.params(sharding.placed(mesh, like))
 
 

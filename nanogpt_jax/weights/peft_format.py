@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import coerced, require_at_least
-from nanogpt_jax.core.lora import Delta, init_delta, layers_of
+from nanogpt_jax.core.lora import Delta, abstract_delta, layers_of
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.data.files import exists, is_file
@@ -177,7 +176,7 @@ def delta_of_peft(tensors: Mapping[str, np.ndarray], config: GPTConfig, rank: in
 
     Raises `UserError` naming the tensor where one is missing, too many, of another shape or not of floating point.
     """
-    like = jax.eval_shape(lambda: init_delta(GPT(config), jax.random.key(0), rank, targets))
+    like = abstract_delta(GPT(config), rank, targets)
     there, flat = dict(tensors), {}
     for path, matrix in flatten_dict(like).items():
         name = _tensor(config, path)

@@ -13,7 +13,7 @@ import peft
 import torch
 import transformers
 
-from nanogpt_jax.core.lora import init_delta, merge
+from nanogpt_jax.core.lora import abstract_delta, merge
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.weights import hf_format
@@ -50,7 +50,7 @@ def with_random_matrices(model: Any) -> Any:
 
 
 def random_adapter(config: GPTConfig, targets: str = "attn,mlp", base: str | None = None) -> Adapter:
-    shapes = jax.eval_shape(lambda: init_delta(GPT(config), jax.random.key(0), RANK, targets))
+    shapes = abstract_delta(GPT(config), RANK, targets)
     draw = np.random.default_rng(2)
     delta = jax.tree.map(lambda p: draw.normal(0, 0.2, p.shape).astype(np.float32), shapes)
     return Adapter(delta, RANK, ALPHA, targets, base)
