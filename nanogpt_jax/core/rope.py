@@ -7,45 +7,12 @@ against component i of its second half, which is the order of Hugging Face's Lla
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nanogpt_jax.core.errors import UserError
-
-
-class Llama3Scaling(NamedTuple):
-    """How Llama 3 turns slow frequencies slower, for contexts longer than the `original` one (Dubey et al., 2024).
-
-    A wave that fits into the original context fewer than `low` times is slowed by `factor`, one that fits in at least
-    `high` times is left alone, and between the two the change is gradual.
-    """
-
-    factor: float
-    low: float
-    high: float
-    original: float
-
-
-def rope_scaling(text: str) -> Llama3Scaling:
-    """The scaling that ``llama3:FACTOR,LOW,HIGH,ORIGINAL`` names, for example ``llama3:32,1,4,8192``."""
-    kind, _, numbers = text.partition(":")
-    try:
-        scaling = Llama3Scaling(*(float(number) for number in numbers.split(",")))
-    except (TypeError, ValueError):
-        scaling = None
-    if (
-        kind != "llama3"
-        or scaling is None
-        or not (min(scaling) > 0 and max(scaling) < 1e12 and scaling.low < scaling.high)
-    ):
-        raise UserError(
-            f"rope_scaling={text!r} is no scaling of rotary frequencies; give llama3:FACTOR,LOW,HIGH,ORIGINAL, as in "
-            "llama3:32,1,4,8192"
-        )
-    return scaling
+from nanogpt_jax.core.shape import rope_scaling
 
 
 def frequencies(head_width: int, theta: float, scaling: str | None = None) -> Float[np.ndarray, " P"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, no_type_check
+from typing import Literal, NamedTuple, no_type_check
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import (
@@ -16,11 +16,42 @@ from nanogpt_jax.core.limits import (
     require_at_most,
     require_choice,
 )
-from nanogpt_jax.core.rope import rope_scaling
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "relu2", "swiglu", "geglu")
 POSITIONS = ("learned", "rope")
 NORMS = ("layer", "rms")
+
+
+class Llama3Scaling(NamedTuple):
+    """How Llama 3 turns slow frequencies slower, for contexts longer than the `original` one (Dubey et al., 2024).
+
+    A wave that fits into the original context fewer than `low` times is slowed by `factor`, one that fits in at least
+    `high` times is left alone, and between the two the change is gradual.
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: float
+
+
+def rope_scaling(text: str) -> Llama3Scaling:
+    """The scaling that ``llama3:FACTOR,LOW,HIGH,ORIGINAL`` names, for example ``llama3:32,1,4,8192``."""
+    kind, _, numbers = text.partition(":")
+    try:
+        scaling = Llama3Scaling(*(float(number) for number in numbers.split(",")))
+    except (TypeError, ValueError):
+        scaling = None
+    if (
+        kind != "llama3"
+        or scaling is None
+        or not (min(scaling) > 0 and max(scaling) < 1e12 and scaling.low < scaling.high)
+    ):
+        raise UserError(
+            f"rope_scaling={text!r} is no scaling of rotary frequencies; give llama3:FACTOR,LOW,HIGH,ORIGINAL, as in "
+            "llama3:32,1,4,8192"
+        )
+    return scaling
 
 
 @dataclass(frozen=True)
@@ -45,7 +76,7 @@ class GPTConfig:
         lm_head_bias: bias of a head of its own.
         position: a table of positions that is learned, or queries and keys that are turned (RoPE: Su et al., 2021).
         rope_theta: base of the rotary frequencies.
-        rope_scaling: Llama 3's change of them, as `rope.rope_scaling` reads it.
+        rope_scaling: Llama 3's change of them, as `rope_scaling` reads it.
         norm: layer norm (Ba et al., 2016) or RMS norm (Zhang & Sennrich, 2019).
         norm_epsilon: what keeps either from dividing by zero.
         qk_norm: an RMS norm of each head's queries and keys, before they are turned (Qwen3).

@@ -13,8 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import coerced
-from nanogpt_jax.core.rope import rope_scaling
-from nanogpt_jax.core.shape import GPTConfig
+from nanogpt_jax.core.shape import GPTConfig, rope_scaling
 from nanogpt_jax.core.train_step import Params
 from nanogpt_jax.weights.state_dicts import (
     HEAD,

@@ -9,7 +9,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.rope import Llama3Scaling, frequencies, rope_scaling, rotated
+from nanogpt_jax.core.rope import frequencies, rotated
+from nanogpt_jax.core.shape import Llama3Scaling, rope_scaling
 from tests.helpers.twins import assert_close_in_bfloat16, assert_same, normal
 
 

@@ -37,11 +37,9 @@ class Reference(NamedTuple):
         """The log-probability of each token of the target, and whether greedy text would be the same."""
         before, after = (self.tokenizer.encode_ordinary(part).tolist() for part in (context, target))
         ids = [*before, *after, *end]
-        scores, greedy = [], True
-        for at in range(len(before), len(ids)):
-            row = self.log_probs(ids[max(0, len(ids) - 1 - BLOCK) : at])[-1]
-            scores.append(float(row[ids[at]]))
-            greedy &= int(row.argmax()) == ids[at]
+        rows = self.log_probs(ids[-1 - BLOCK : -1])[len(before) - len(ids) :]
+        scores = [float(row[token]) for row, token in zip(rows, ids[len(before) :], strict=True)]
+        greedy = [int(row.argmax()) for row in rows] == ids[len(before) :]
         return scores, greedy
 
 
