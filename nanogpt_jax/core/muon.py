@@ -29,18 +29,24 @@ class MuonState(NamedTuple):
 def orthogonalized(x: Float[Array, "*N R C"]) -> Float[Array, "*N R C"]:
     """Near U V^T for each matrix U S V^T: Newton and Schulz's iteration on its singular values, in float32.
 
-    x <- a x + (b x x^T + c (x x^T)^2) x, five times from x / |x|, brings every singular value that is not tiny close to
-    one, and none exactly.
+    x <- (a + b x x^T + c (x x^T)^2) x, five times from x / |x|, brings every singular value that is not tiny close to
+    one, and none exactly. The factors of all steps are polynomials of the first x x^T. So those of a long matrix are
+    multiplied with each other before they meet it, small as they are, and commute: a step takes x x^T to its square
+    times x x^T.
     """
     if x.shape[-2] > x.shape[-1]:
         return orthogonalized(x.mT).mT
     a, b, c = _COEFFICIENTS
     x = x.astype(jnp.float32)
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+    one = jnp.eye(x.shape[-2])
+    is_long = x.shape[-1] >= 2 * x.shape[-2]
+    y, gram = (one if is_long else x), x @ x.mT
     for _ in range(STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+        step = a * one + b * gram + c * gram @ gram
+        y = step @ y
+        gram = step @ gram @ step if is_long else y @ y.mT
+    return y @ x if is_long else y
 
 
 def scale_by_muon(

@@ -21,7 +21,7 @@ SETTINGS = Settings(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 5, 16)])
+@pytest.mark.parametrize("shape", [(6, 6), (4, 7), (4, 9), (9, 4), (3, 5, 16)])
 def test_every_matrix_comes_near_the_orthogonal_one_of_its_svd(shape):
     x = normal(0, *shape)
     made = np.asarray(jax.jit(orthogonalized)(x), np.float64)

@@ -161,19 +161,22 @@ def trained_until(out_dir, step, processes):
     awaited(lambda: file.exists() and len(file.read_text().splitlines()) >= step, *processes)
 
 
-@pytest.mark.parametrize("dies", [0, 1])
-def test_one_that_dies_ends_the_others_within_a_minute(data_dir, tmp_path, dies):
+def test_one_that_dies_ends_the_others_within_a_minute(data_dir, tmp_path):
+    """Two jobs at once, of which one loses its first process and the other its second: most of it is waiting."""
     assert hosts.SILENCE + 10 * hosts.BEAT < 60  # which is all that a process waits for
-    processes = start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+    folders = [tmp_path / "first", tmp_path / "second"]
+    jobs = [start(2, *FOREVER, f"--data_dir={data_dir}", f"--out_dir={folder}") for folder in folders]
     try:
-        trained_until(tmp_path, 60, processes)
-        processes[dies].kill()
-        _, err = processes[1 - dies].communicate(timeout=HANGS)
+        for dies in (1, 0):
+            trained_until(folders[dies], 60, jobs[dies])
+            jobs[dies][dies].kill()
+        said = [job[1 - dies].communicate(timeout=HANGS)[1] for dies, job in enumerate(jobs)]
     finally:
-        finish(processes)
-    line = err.strip().splitlines()[-1]
-    assert processes[1 - dies].returncode == 1
-    assert f"error: process {dies}" in line and f"--init_from=resume --out_dir={tmp_path}" in line
+        finish([process for job in jobs for process in job])
+    for dies, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
+        line = said[dies].strip().splitlines()[-1]
+        assert job[1 - dies].returncode == 1
+        assert f"error: process {dies}" in line and f"--init_from=resume --out_dir={folder}" in line
 
 
 JOINED = """
@@ -197,23 +200,23 @@ def test_one_that_dies_before_training_ends_the_others_by_one_line():
     assert "error: another process of the job is gone" in done[1].err and "start all of them again" in done[1].err
 
 
-@pytest.mark.parametrize(
-    ("flags", "why"),
-    [
-        ((), "the run in {} could not go on (File too large); mend that"),
-        (("--log_interval=1000000000",), "the checkpoint of iteration"),  # saving needs both, and one has failed in it
-    ],
-)
-def test_one_that_cannot_write_says_why_and_ends_the_others(data_dir, tmp_path, flags, why):
-    processes = start(2, *FOREVER, *flags, f"--data_dir={data_dir}", f"--out_dir={tmp_path}")
+def test_one_that_cannot_write_says_why_and_ends_the_others(data_dir, tmp_path):
+    """Two jobs at once: one that cannot write a line, one that writes none and cannot write a checkpoint."""
+    folders = [tmp_path / "lines", tmp_path / "checkpoint"]
+    own = [(), ("--log_interval=1000000000",)]  # saving needs both processes, and one has failed in it
+    why = [f"the run in {folders[0]} could not go on (File too large); mend that", "the checkpoint of iteration"]
+    places = [(f"--data_dir={data_dir}", f"--out_dir={folder}") for folder in folders]
+    jobs = [start(2, *FOREVER, *flags, *place) for flags, place in zip(own, places, strict=True)]
     try:
-        awaited((tmp_path / "checkpoints" / "50").is_dir, *processes)
-        resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (1, 1))  # no file can grow: as on a full disk
+        for folder, job in zip(folders, jobs, strict=True):
+            awaited((folder / "checkpoints" / "50").is_dir, *job)
+            resource.prlimit(job[0].pid, resource.RLIMIT_FSIZE, (1, 1))  # no file can grow: as on a full disk
     finally:
-        done = finish(processes)
-    assert [each.status for each in done] == [1, 1], done
-    assert last_line(done[0]).startswith("error: " + why.format(tmp_path))
-    assert "error: process 0 of 2 has failed: the " in last_line(done[1])
+        done = finish([process for job in jobs for process in job])
+    assert [each.status for each in done] == [1, 1, 1, 1], done
+    for first, other, line in zip(done[::2], done[1::2], why, strict=True):
+        assert last_line(first).startswith("error: " + line)
+        assert "error: process 0 of 2 has failed: the " in last_line(other)
 
 
 def test_a_loss_that_is_not_finite_ends_all_by_the_same_words(data_dir, tmp_path):
