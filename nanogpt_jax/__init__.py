@@ -16,6 +16,7 @@ if sys.argv[:1] == ["-m"]:  # python -m nanogpt_jax.NAME: this is the first line
     process.begin()
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__getattr__`
+    from nanogpt_jax.core.bigram import Bigram as Bigram
     from nanogpt_jax.core.config import Settings as Settings
     from nanogpt_jax.core.errors import UserError as UserError
     from nanogpt_jax.core.many import make_many_eval_step as make_many_eval_step
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
     from nanogpt_jax.core.many import side_by_side as side_by_side
     from nanogpt_jax.core.many import stacked as stacked
     from nanogpt_jax.core.model import GPT as GPT
-    from nanogpt_jax.core.model import Bigram as Bigram
     from nanogpt_jax.core.optimizer import Hyperparameters as Hyperparameters
     from nanogpt_jax.core.optimizer import hyperparameters as hyperparameters
     from nanogpt_jax.core.optimizer import make_optimizer as make_optimizer
@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
 
 _HOMES = {
     "GPT": "core.model",
-    "Bigram": "core.model",
+    "Bigram": "core.bigram",
     "GPTConfig": "core.shape",
     "Settings": "core.config",
     "preset": "run.presets",

@@ -1,11 +1,11 @@
-"""The models, as linen modules with GPT-2's parameter names: `Bigram`, and `GPT` with the blocks it is made of.
+"""The model, as a linen module with GPT-2's parameter names: `GPT`, and the blocks it is made of.
 
 Design choices: pre-norm blocks, one matrix for queries, keys and values, float32 parameters with matrix products in
 `dtype`, and a float32 residual stream. Positions, norm, heads and MLP are as `GPTConfig` says, by default GPT-2's.
 Activations lie flat, (B*T, n_embd), between the embedding and the head, because XLA multiplies matrices fastest as
 matrices; only attention needs to know T.
 
-A module here is a pure function of (parameters, tokens). How it is trained is in `train_step.py`, how text is drawn
+The module is a pure function of (parameters, tokens). How it is trained is in `train_step.py`, how text is drawn
 from it in `sampling.py`.
 """
 
@@ -77,7 +77,8 @@ class CausalSelfAttention(nn.Module):
         cache: KeyValues | None,
         position: Position,
         segments: Segments = None,
-    ) -> tuple[Float[Array, "N C"], KeyValues | None]:
+        only: Position | None = None,
+    ) -> tuple[Float[Array, "M C"], KeyValues | None]:
         cfg = self.config
         heads = cfg.n_head, cfg.kv_heads
         width = (cfg.n_head + 2 * cfg.kv_heads) * cfg.head_width
@@ -90,7 +91,9 @@ class CausalSelfAttention(nn.Module):
             q, k = (rotated(x, turns, position) for x in (q, k))
         q, k = q.astype(self.dtype), k.astype(self.dtype)
         self.sow("intermediates", "queries_and_keys", (q, k))  # for who asks to see them
-        if cache is None:
+        if only is not None:
+            y = cached_attention(_at(q, only), _flat(k), _flat(v), only)
+        elif cache is None:
             key = self.make_rng("dropout") if train and cfg.dropout > 0 else None
             y = causal_attention(q, k, v, kernel=self.kernel, dropout=self.dropout, key=key, segments=segments)
         else:
@@ -141,8 +144,11 @@ class Block(nn.Module):
         cache: KeyValues | None,
         position: Position,
         segments: Segments = None,
-    ) -> tuple[Float[Array, "N C"], KeyValues | None]:
-        y, cache = self.attn(self.ln_1(x), batch, train, cache, position, segments)
+        only: Position | None = None,
+    ) -> tuple[Float[Array, "M C"], KeyValues | None]:
+        y, cache = self.attn(self.ln_1(x), batch, train, cache, position, segments, only)
+        if only is not None:
+            x = _at(x.reshape(batch, -1, x.shape[-1]), only).reshape(y.shape)
         x = x + y
         return x + self.mlp(self.ln_2(x), train), cache
 
@@ -207,11 +213,14 @@ class GPT(nn.Module):
         if self.config.vocab_size >= FUSED_LOSS_FROM and not self.config.lm_head_bias:
             fused = sharding.sum_over_rows(lambda *arrays: fused_cross_entropy(*arrays, self.config.logit_softcap))
             return fused(x.astype(self.dtype), self._head_table(), targets, weights)
-        return _weighted_cross_entropy(self.head(x), targets, weights)
+        return ops.weighted_cross_entropy(self.head(x), targets, weights)
 
     def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
-        """Logits of the token after the one at `index` of the T; the head reads no other position."""
-        return self.head(self.hidden(idx)[:, index])
+        """Logits of the token after the one at `index` of the T.
+
+        The head reads no other position, and in the last block no other looks back or thinks for itself.
+        """
+        return self.head(self._blocks(idx, None, 0, train=False, only=index)[0][:, 0])
 
     def decode(self, idx: Text, cache: Cache, position: Position) -> tuple[Float[Array, "B V"], Cache]:
         """Read T tokens that stand at `position`, ... after those in `cache`.
@@ -251,9 +260,18 @@ class GPT(nn.Module):
         return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
     def _blocks(
-        self, idx: Text, cache: Cache | None, position: Position, train: bool, segments: Segments = None
-    ) -> tuple[Float[Array, "B T C"], Cache]:
-        """The residual stream, and the cache with these positions in it; ``()`` where there is none."""
+        self,
+        idx: Text,
+        cache: Cache | None,
+        position: Position,
+        train: bool,
+        segments: Segments = None,
+        only: Position | None = None,
+    ) -> tuple[Float[Array, "B S C"], Cache]:
+        """The residual stream, and the cache with these positions in it; ``()`` where there is none.
+
+        Of all T positions or, as the one of `S`, of the `only` one, where there is no cache.
+        """
         B, T = require_text(idx, self.config.vocab_size)
         if self.config.block_size < T:
             raise UserError(
@@ -268,63 +286,12 @@ class GPT(nn.Module):
             x += ops.to_every_row(self._positions(position, T), B)
         x = self.drop(x.reshape(B * T, -1), train and self.config.dropout > 0)
         new: list[KeyValues] = []
-        for block, old in zip(self.h, cache or [None] * len(self.h), strict=True):
-            x, kept = block(sharding.split_by_rows(x), B, train, old, position, segments)
+        for i, (block, old) in enumerate(zip(self.h, cache or [None] * len(self.h), strict=True)):
+            at_end = only if i == len(self.h) - 1 else None
+            x, kept = block(sharding.split_by_rows(x), B, train, old, position, segments, at_end)
             if kept is not None:
                 new.append(kept)
-        return self.ln_f(x).reshape(B, T, -1), tuple(new)
-
-
-class Bigram(nn.Module):
-    """The smallest language model: row t of a table (V, V) holds the logits of what follows token t.
-
-    It remembers nothing, so its cache is empty; otherwise it answers to the same calls as `GPT`.
-    """
-
-    config: GPTConfig
-    dtype: Any = jnp.float32
-    kernel: str = "no"
-
-    def setup(self) -> None:
-        size = self.config.vocab_size
-        # PyTorch's nn.Embedding starts from N(0, 1), and so does the notebook.
-        self.wte = nn.Embed(size, size, embedding_init=nn.initializers.normal(1.0))
-
-    def __call__(self, idx: Text, *, train: bool = False) -> Float[Array, "B T V"]:
-        """Logits of the token after each position."""
-        require_text(idx, self.config.vocab_size)
-        return self.wte(idx)
-
-    def loss(
-        self,
-        idx: Text,
-        targets: Int[ops.AnyArray, "B T"],
-        weights: Float[ops.AnyArray, "B T"],
-        segments: Segments = None,
-        *,
-        train: bool = False,
-    ) -> Float[Array, ""]:
-        """As `GPT.loss`; a token sees no other in any case."""
-        return _weighted_cross_entropy(self(idx), jnp.asarray(targets), jnp.asarray(weights))
-
-    def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
-        """As `GPT.logits_at`."""
-        return self.wte(idx[:, index])
-
-    def decode(self, idx: Text, cache: Cache, position: Position) -> tuple[Float[Array, "B V"], Cache]:
-        """As `GPT.decode`."""
-        return self.wte(idx[:, -1]), cache
-
-    def init_cache(self, batch: int, length: int) -> Cache:
-        """An empty cache: there is nothing to remember."""
-        return ()
-
-
-def _weighted_cross_entropy(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
-) -> Float[Array, ""]:
-    losses = ops.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-    return jnp.sum(losses * weights.reshape(-1))
+        return self.ln_f(x).reshape(B, -1, self.config.n_embd), tuple(new)
 
 
 def _places(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
@@ -332,6 +299,10 @@ def _places(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     here = jnp.arange(segments.shape[1], dtype=jnp.int32)
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
     return here - jax.lax.cummax(jnp.where(begins, here, 0), axis=1)
+
+
+def _at(x: Float[Array, "*N T C"], position: Position) -> Float[Array, "*N 1 C"]:
+    return jax.lax.dynamic_slice_in_dim(x, position, 1, axis=-2)
 
 
 def _norm(config: GPTConfig) -> Norm:
@@ -346,5 +317,8 @@ def _residual_std(config: GPTConfig) -> float:
 def _write(old: Float[Array, "N S D"], new: Float[Array, "B H T D"], position: Position) -> Float[Array, "N S D"]:
     # With heads and sequences on one axis, as products over them want it, XLA updates the cache in its place; with an
     # axis for each, it copies the whole cache for every token. A cache that is full is written from its start again.
-    rows = new.reshape(-1, *new.shape[2:]).astype(old.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(old, rows, position % old.shape[1], axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(old, _flat(new).astype(old.dtype), position % old.shape[1], axis=1)
+
+
+def _flat(x: Float[Array, "B H T D"]) -> Float[Array, "B*H T D"]:
+    return x.reshape(-1, *x.shape[2:])

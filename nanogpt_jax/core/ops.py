@@ -200,6 +200,14 @@ def cross_entropy(logits: Float[Array, "N V"], targets: Int[Array, " N"]) -> Flo
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hot, logits, 0.0), axis=-1)
 
 
+def weighted_cross_entropy(
+    logits: Float[Array, "B T V"], targets: Int[AnyArray, "B T"], weights: Float[AnyArray, "B T"]
+) -> Float[Array, ""]:
+    """The sum of the targets' `cross_entropy`, each times its weight."""
+    losses = cross_entropy(logits.reshape(-1, logits.shape[-1]), jnp.asarray(targets).reshape(-1))
+    return jnp.sum(losses * jnp.asarray(weights).reshape(-1))
+
+
 def _normalized(x: Array, epsilon: float) -> tuple[Array, Array]:
     """Rows of `x` with mean 0 and variance 1, and 1 over the standard deviations they had."""
     x = x.astype(jnp.float32)

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from nanogpt_jax.core.attention import choose_kernel
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.config import Settings
-from nanogpt_jax.core.model import GPT, Bigram
+from nanogpt_jax.core.model import GPT
 
 
 def build_model(settings: Settings, vocab_size: int, platform: str) -> nn.Module:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.both_ways import both_ways
-from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
+from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.softmax_attention import LONG
 from nanogpt_jax.core.train_step import Batch, loss_fn

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.decoding_weights import ROWS, Rows, decoding_weights, quantized, times
-from nanogpt_jax.core.model import GPT, Bigram
+from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from tests.helpers.twins import normal

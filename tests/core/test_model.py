@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
+from nanogpt_jax.core.bigram import Bigram
+from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Batch, init_params, loss_fn
 from nanogpt_jax.run.presets import preset
@@ -105,6 +106,18 @@ def test_options_go_together(position, norm, qk_norm, heads, head_size, activati
     idx = np.arange(T) * 3 % 11
     want = plain_gpt(params, cfg, idx)
     np.testing.assert_allclose(forward(model, params, idx[None])[0], want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("option", ["gpt2", "n_kv_head", "qwen3"])
+def test_the_logits_of_one_position_are_those_of_all(option):
+    """Though the last block computes no other: neither its queries' scores nor its MLP."""
+    model = GPT(dataclasses.replace(SMALL, n_head=4, **OPTIONS[option]))
+    params = randomized(model)
+    idx = np.arange(16).reshape(2, 8) % 11
+    at = jax.jit(lambda params, index: model.apply({"params": params}, idx, index, method="logits_at"))
+    want = np.asarray(forward(model, params, idx))
+    for index in (0, 3, 7):
+        np.testing.assert_allclose(at(params, index), want[:, index], atol=1e-5 * np.abs(want).max())
 
 
 def test_no_position_sees_what_comes_after_it():

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_jax.core import sampling
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.model import GPT, Bigram
+from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.sampling import SamplingConfig, draw, generate
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.softmax_attention import LONG

@@ -10,9 +10,10 @@ import pytest
 import torch
 import transformers
 
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT, Bigram
+from nanogpt_jax.core.model import FUSED_LOSS_FROM, GPT
 from nanogpt_jax.core.optimizer import learning_rate_schedule, make_optimizer
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import (

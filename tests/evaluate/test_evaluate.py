@@ -14,8 +14,9 @@ import pytest
 
 from nanogpt_jax import convert
 from nanogpt_jax.cli import train
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.core.model import GPT, Bigram
+from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.data.prepare import prepare_text

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nanogpt_jax.core import ops
-from nanogpt_jax.core.model import GPT, Bigram, CausalSelfAttention, Linear
+from nanogpt_jax.core.bigram import Bigram
+from nanogpt_jax.core.model import GPT, CausalSelfAttention, Linear
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Batch, loss_fn
 from nanogpt_jax.lens import activations

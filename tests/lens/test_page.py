@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from nanogpt_jax.core.model import GPT, Bigram
+from nanogpt_jax.core.bigram import Bigram
+from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.lens import command as lens

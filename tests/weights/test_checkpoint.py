@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.errors import RunFailed, UserError
-from nanogpt_jax.core.model import Bigram
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params, init_state
