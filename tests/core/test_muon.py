@@ -82,6 +82,16 @@ def test_matrices_of_blocks_are_muons_and_all_else_is_adamws():
             np.testing.assert_array_equal(mine, other, err_msg=str(path))
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (32, 128), (128, 32)])
+def test_singular_values_over_six_decades_lose_nothing_to_float32(shape):
+    """As gradients have them; the steps that are multiplied with each other are as exact as one by one."""
+    u, _, vt = np.linalg.svd(np.asarray(normal(0, *shape), np.float64), full_matrices=False)
+    x = u * 10.0 ** -np.linspace(0, 6, min(shape)) @ vt
+    want = plain_orthogonal(x)
+    got = np.asarray(jax.jit(orthogonalized)(x.astype(np.float32)))
+    assert np.linalg.norm(got - want) < 2e-5 * np.linalg.norm(want)
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
 def test_an_update_is_pytorchs(shape):
     """torch.optim.Muon computes in bfloat16, and keeps a matrix as (outputs, inputs)."""

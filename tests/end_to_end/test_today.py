@@ -15,7 +15,7 @@ from tests.helpers.notebooks import code_cells, printed, require_whole_run
 from .documents import QUICK
 
 TODAY = ROOT / "docs" / "from_gpt2_to_today.ipynb"
-SHORTENED = {"\nupdates = 300": "\nupdates = 3"}  # what a run of the test has less of
+SHORTENED = {"\nupdates = 300": "\nupdates = 3", "batch_size = 4, 4,": "batch_size = 2, 4,"}  # updates and layers
 BLOCK_SIZE, GROUP = 64, 134  # the validation split is read in such groups of blocks: here it has one
 CITED = {"1.90", "1.898"}  # losses after 2,000 updates, which are not measured in it
 
