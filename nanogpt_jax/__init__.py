@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see through `__
     from nanogpt_jax.core.optimizer import Hyperparameters as Hyperparameters
     from nanogpt_jax.core.optimizer import hyperparameters as hyperparameters
     from nanogpt_jax.core.optimizer import make_optimizer as make_optimizer
-    from nanogpt_jax.core.sampling import SamplingConfig as SamplingConfig
     from nanogpt_jax.core.sampling import generate as generate
+    from nanogpt_jax.core.sampling_config import SamplingConfig as SamplingConfig
     from nanogpt_jax.core.shape import GPTConfig as GPTConfig
     from nanogpt_jax.core.train_step import Batch as Batch
     from nanogpt_jax.core.train_step import TrainState as TrainState
@@ -61,7 +61,7 @@ _HOMES = {
     "stacked": "core.many",
     "side_by_side": "core.many",
     "run_of": "core.many",
-    "SamplingConfig": "core.sampling",
+    "SamplingConfig": "core.sampling_config",
     "generate": "core.sampling",
     "UserError": "core.errors",
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from nanogpt_jax.cli import entry
 from nanogpt_jax.cli.flags import Parser
 from nanogpt_jax.run import reports
-from nanogpt_jax.run.curves import FIGURE_FILE, loss_figure, read_all
+from nanogpt_jax.run.sinks import FIGURE_FILE
 
 _DESCRIPTION = f"""\
 Draw training loss, validation loss and learning rate from the metrics.jsonl of runs, under way or done.
@@ -26,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
         help=f"where to draw: .png, .svg or .pdf (RUN/{FIGURE_FILE} of a single run, else ./{FIGURE_FILE})",
     )  # fmt: skip
     given = parser.parse(argv)
+
+    # Slow to import, so not before the arguments are known good.
+    from nanogpt_jax.run.curves import loss_figure, read_all
+
     runs = given["runs"]
     path = given.get("png", runs[0] / FIGURE_FILE if len(runs) == 1 else Path(FIGURE_FILE))
     curves = read_all(runs)

@@ -18,11 +18,12 @@ from nanogpt_jax.bench.limits import (
     reading_flops,
     weight_bytes,
 )
-from nanogpt_jax.compare.command import open_data
+from nanogpt_jax.compare.inputs import open_data
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.optimizer import make_optimizer
-from nanogpt_jax.core.sampling import SamplingConfig, continuations
+from nanogpt_jax.core.sampling import continuations
+from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.core.train_step import AnyBatch, TrainState, init_params, init_state, make_train_step, purpose_key
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)

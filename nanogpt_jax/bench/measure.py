@@ -13,7 +13,7 @@ from nanogpt_jax.bench.limits import MATMUL_FLOPS, MEMORY_BYTES, bytes_per_token
 from nanogpt_jax.bench.rounds import Worker, alternate, least_seconds, ratios
 from nanogpt_jax.bench.side import Unavailable
 from nanogpt_jax.core.config import Settings
-from nanogpt_jax.core.decoding_weights import Quantize
+from nanogpt_jax.core.sampling_config import Quantize
 from nanogpt_jax.data.files import temporary_folder
 
 OURS = "nanogpt-jax"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanogpt_jax.cli.flags import Parser
-from nanogpt_jax.core.config import PRETRAINED
+from nanogpt_jax.core.config import PRETRAINED, UNKNOWN
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import MAX_VOCAB_SIZE, require_choice
 from nanogpt_jax.data import assets
@@ -22,7 +22,6 @@ from nanogpt_jax.data.prepared import load_meta, load_tokenizer
 from nanogpt_jax.data.sources import CHUNK, Documents, plain_os_errors, read_text, require_regular_files
 from nanogpt_jax.data.tasks import FORMATS, TOO_LONG, prepare_examples
 from nanogpt_jax.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
-from nanogpt_jax.data.unknown import UNKNOWN
 
 
 def main(argv: Sequence[str]) -> int:

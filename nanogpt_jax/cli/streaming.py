@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from nanogpt_jax.core import sampling
-from nanogpt_jax.core.sampling import SamplingConfig
+from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.data.tokenizer import Tokenizer
 
 _TOKENS_AT_A_TIME = 16

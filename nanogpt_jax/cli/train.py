@@ -33,9 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser = settings_parser("train", "[PRESET | FILE] [--name=value ...]", _DESCRIPTION)
     base, explicit, notes = chosen(parser.parse(argv))
 
-    from nanogpt_jax.run.accelerator import (
-        use_accelerator,  # slow to import, so not before the arguments are known good
-    )
+    # Slow to import, so not before the arguments are known good.
+    from nanogpt_jax.run.accelerator import use_accelerator
 
     accelerator = explicit.get("accelerator", "auto")
     require_choice("accelerator", accelerator, ACCELERATORS)

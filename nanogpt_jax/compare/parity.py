@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import learning_rate_schedule, make_optimizer
-from nanogpt_jax.core.sampling import SamplingConfig, generate
+from nanogpt_jax.core.sampling import generate
+from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.core.train_step import Batch, Params, init_params, init_state, loss_fn, make_train_step
 
 GREEDY_TOKENS = 200

@@ -24,6 +24,7 @@ from nanogpt_jax.core.shape import ACTIVATIONS, NORMS, POSITIONS, GPTConfig
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd")
 WHICH = ("best", "last")
+UNKNOWN = ("refuse", "drop", "space")  # what may become of characters that a vocabulary lacks
 DTYPES = ("auto", "float32", "bfloat16")
 ACCELERATORS = ("auto", "cpu", "gpu", "tpu")
 KERNELS = ("auto", "xla", "cudnn", "splash")

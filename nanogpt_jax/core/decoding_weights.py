@@ -8,7 +8,7 @@ takes twice as long over (rows, K) x (K, M), which is how training has it.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, get_args, no_type_check
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8
 
+from nanogpt_jax.core.sampling_config import Quantize
+
 ROWS = "rows"
 """The linen collection of these weights; where a module finds its own there, it uses them and not its parameters."""
-
-Quantize = Literal["none", "int8"]
-QUANTIZE = get_args(Quantize)
 
 # Up to so many rows the weights are the left operand.
 _FEW = 16

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
 
-from nanogpt_jax.core.decoding_weights import Quantize, decoding_weights
+from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.layers import require_tokens
-from nanogpt_jax.core.limits import require_at_least, require_choice
+from nanogpt_jax.core.limits import require_at_least
 from nanogpt_jax.core.model import GPT, Cache
 from nanogpt_jax.core.ops import AnyArray
+from nanogpt_jax.core.sampling_config import Quantize, SamplingConfig
 from nanogpt_jax.core.switches import as_promised
 from nanogpt_jax.core.train_step import Params
 
@@ -34,48 +34,10 @@ Prompt = Int[AnyArray, " P"] | Int[AnyArray, "1 P"] | Shaped[AnyArray, "..."] | 
 Weights = dict[str, Any]
 """What `decoding_weights` makes of a model's parameters."""
 
-PastBlock = Literal["reread", "rolling"]
-PAST_BLOCK = get_args(PastBlock)
-
 # Below this, dividing would overflow; and there the likeliest token is as certain as it can be.
 _COLDEST = 1e-30
 _SHORTEST_BUFFER = 16
 _FIRST_STAGE = 64
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a token is chosen from its logits.
-
-    Attributes:
-        temperature: divides the logits; below 1 is bolder, 0 takes the likeliest token (greedy).
-        top_k: only the k likeliest tokens may be drawn; None for all.
-        top_p: only the fewest tokens that hold this much probability may be drawn (nucleus sampling, Holtzman et al.,
-            2020); None for all. It applies to what `top_k` leaves.
-        vocab_size: only tokens below it may be drawn, for models with a padded table; None for all.
-        cached: keep keys and values of what has been read. Off, every token re-reads the text: the plain twin.
-        past_block: ``reread`` the last `block_size` tokens for every token, so that nothing before them counts; or let
-            the cache go round, ``rolling``: a token then looks at the keys of the last `block_size`, which were made of
-            what came before those too. With one layer the two are the same, with more they are not.
-    """
-
-    temperature: float = 0.8
-    top_k: int | None = 200
-    top_p: float | None = None
-    vocab_size: int | None = None
-    cached: bool = True
-    past_block: PastBlock = "reread"
-
-    def __post_init__(self) -> None:
-        require_choice("past_block", self.past_block, PAST_BLOCK)
-        if self.past_block == "rolling" and not self.cached:
-            raise UserError("past_block=rolling needs the cache that rolls; leave cached=False out")
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} is not a number of at least 0; choose for example 0.8")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k={self.top_k} leaves no token to draw; choose at least 1, or none for all")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is outside (0, 1]; choose for example 0.9")
 
 
 class Generation(NamedTuple):

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.tokenizer import CharTokenizer, Tokenizer
 
-UNKNOWN = ("refuse", "drop", "space")  # what may become of them
-
 
 def unknown_characters(tokenizer: Tokenizer, characters: Iterable[str]) -> list[str]:
     """Those of `characters` that `tokenizer` refuses, as one of characters does all that are not in its vocabulary."""

@@ -67,6 +67,16 @@ Task = Text | Choices | LastWords | Pairs
 _Item = TypeVar("_Item", Choice, Completion)
 
 
+def read_task(kind: str, path: Path, limit: int | None) -> Task:
+    """The file as a task of that kind: text, hellaswag, lambada or pairs. Raises `UserError` where it is none."""
+    if kind == "text":
+        return text_task(path)
+    read: dict[str, Callable[[Path, int | None], Task]] = {
+        "hellaswag": hellaswag_task, "lambada": lambada_task, "pairs": pairs_task,
+    }  # fmt: skip
+    return read[kind](path, limit)
+
+
 def text_task(path: Path) -> Text:
     """A UTF-8 text file, read as `prepare` reads it: line ends as they are, and no byte order mark.
 

@@ -16,13 +16,12 @@ from nanogpt_jax.core.errors import in_short
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.run.recipe import recipe_of
 from nanogpt_jax.run.reports import ALARM, OURS, THEIRS, THIRD, blank_figure, tidied, write_figure
-from nanogpt_jax.run.sinks import read_metrics
+from nanogpt_jax.run.sinks import FIGURE_FILE, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURE_FILE = "loss.png"
 PALETTE = (OURS, ALARM, THIRD, THEIRS, "#CC79A7", "#56B4E9")  # all of Okabe and Ito (2008)
 _SMOOTHED_OVER = 1 / 25  # of the curve
 

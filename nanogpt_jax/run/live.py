@@ -17,7 +17,8 @@ import numpy as np
 
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.errors import UserError, in_short
-from nanogpt_jax.core.sampling import SamplingConfig, generate
+from nanogpt_jax.core.sampling import generate
+from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.core.train_step import TrainState, purpose_key
 from nanogpt_jax.data.prepared import load_tokenizer
 from nanogpt_jax.run import hosts

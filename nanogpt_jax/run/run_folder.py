@@ -10,9 +10,8 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.files import exists, refused
-from nanogpt_jax.run.curves import FIGURE_FILE
 from nanogpt_jax.run.recipe import CONFIG_FILE
-from nanogpt_jax.run.sinks import METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER
+from nanogpt_jax.run.sinks import FIGURE_FILE, METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER
 from nanogpt_jax.weights.checkpoint import FOLDER
 
 PREVIOUS = "previous"

@@ -21,6 +21,7 @@ from nanogpt_jax.data.files import exists, refused, replace_when_whole
 from nanogpt_jax.run.reports import require_installed
 
 METRICS_FILE = "metrics.jsonl"
+FIGURE_FILE = "loss.png"  # their curves, drawn at the end
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"
 _WANDB_ID = "id.txt"

@@ -13,7 +13,7 @@ import jax
 import pytest
 import torch
 
-from nanogpt_jax.bench import command, growth, limits, torch_side
+from nanogpt_jax.bench import command, growth, limits, tasks, torch_side
 from nanogpt_jax.bench.measure import Case, Limit, Result, SideResult, Start
 from nanogpt_jax.bench.report import training_tables
 from nanogpt_jax.bench.rounds import Worker, WorkerDied
@@ -146,7 +146,7 @@ def test_a_worker_that_dies_is_one_line(monkeypatch, capsys):
     def die(plan):
         raise WorkerDied("the process of ours was killed by signal 9")
 
-    monkeypatch.setattr(command, "measure_training", die)
+    monkeypatch.setattr(tasks, "measure_training", die)
     assert command.main(["train", *FLAGS, "--against=none"]) == 1
     assert capsys.readouterr().err == "error: the process of ours was killed by signal 9\n"
 
@@ -209,14 +209,14 @@ def test_without_the_extra_one_line_says_what_to_install(against, package, monke
 def test_without_an_other_side_nothing_of_pytorch_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     own = dict.fromkeys(("reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize"))
-    plan, source, changed = command.plan_of(None, dict(data_dir="none"), {**own, "against": "none"})
+    plan, source, changed = tasks.plan_of(None, dict(data_dir="none"), {**own, "against": "none"})
     assert (plan.model_args, plan.tokens, plan.vocab_size, changed) == ({}, None, 65, "")
     assert source.startswith("random tokens")
 
 
 def test_hugging_face_is_met_with_the_model_it_has():
     own = dict.fromkeys(("reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize"))
-    plan, _, changed = command.plan_of(None, dict(TINY, data_dir="none"), {**own, "against": "hf"})
+    plan, _, changed = tasks.plan_of(None, dict(TINY, data_dir="none"), {**own, "against": "hf"})
     assert (plan.settings.bias, plan.settings.activation) == (True, "gelu_new")
     assert changed == "bias=True, activation=gelu_new to agree with Hugging Face's GPT-2"
 

@@ -18,8 +18,9 @@ import pytest
 
 from nanogpt_jax.__main__ import run as nanogpt_jax
 from nanogpt_jax.cli.chat import History, template_for
-from nanogpt_jax.cli.sample import SampleSettings, chat_text, sample_text
 from nanogpt_jax.cli.streaming import Writer
+from nanogpt_jax.cli.text_settings import SampleSettings
+from nanogpt_jax.cli.texts import chat_text, sample_text
 from nanogpt_jax.core import sampling
 from nanogpt_jax.data.chat import TEMPLATES, encoded
 from nanogpt_jax.data.hf_tokenizer import HFTokenizer

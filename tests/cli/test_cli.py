@@ -2,16 +2,20 @@
 
 import io
 import os
+import shlex
+import subprocess
 import sys
 
 import pytest
 
+from nanogpt_jax.__main__ import COMMANDS
 from nanogpt_jax.cli import entry, sample, train
 from nanogpt_jax.cli.flags import read_settings
-from nanogpt_jax.cli.sample import SampleSettings
+from nanogpt_jax.cli.text_settings import SampleSettings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.commands import start_of
 from nanogpt_jax.run import loop
-from tests.helpers.commands import command
+from tests.helpers.commands import HANGS, ROOT, command
 from tests.helpers.tiny import TINY, prepare_tiny
 
 
@@ -183,6 +187,33 @@ def test_a_mistake_ends_the_process_with_status_2_and_one_line(tmp_path):
     assert (done.status, done.out) == (2, "")
     assert done.err == "error: there is no setting --n_heads; did you mean --n_head?\n"
     assert list(tmp_path.iterdir()) == []
+
+
+SLOW = ("jax", "flax", "optax", "orbax", "matplotlib")
+NEEDED = {"evaluate": ["run"], "plot": ["run"], "convert": ["run", "hf"]}  # arguments that are missed before all else
+
+
+@pytest.fixture
+def without_what_is_slow(tmp_path, monkeypatch):
+    """Start a command, as its help says, where importing what is slow fails."""
+    for name in SLOW:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not there')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+
+    def start(name, *arguments):
+        argv = [sys.executable, *shlex.split(start_of(name))[1:], *arguments]
+        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, check=False)
+
+    return start
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_what_is_wrong_with_flags_wait_for_nothing_slow(name, without_what_is_slow):
+    done = without_what_is_slow(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(f"usage: {start_of(name)} ")
+    done = without_what_is_slow(name, *NEEDED.get(name, []), "--no_such_flag=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: there is no setting --no_such_flag; see --help\n"
 
 
 @pytest.mark.parametrize("accelerator", ["gpu", "tpu"])

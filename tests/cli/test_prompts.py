@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from nanogpt_jax.cli import sample
-from nanogpt_jax.cli.sample import SampleSettings, TextSettings, prompt_text, sample_text
+from nanogpt_jax.cli.text_settings import SampleSettings, TextSettings
+from nanogpt_jax.cli.texts import prompt_text, sample_text
 from nanogpt_jax.core import sampling
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data.prepare import prepare_text
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
-from nanogpt_jax.lens.command import LensSettings, rendered
+from nanogpt_jax.lens.reading import rendered
+from nanogpt_jax.lens.settings import LensSettings
 from nanogpt_jax.run import loop
 from tests.helpers.commands import command
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nanogpt_jax.cli import sample
-from nanogpt_jax.cli.sample import SampleSettings, sample_text
+from nanogpt_jax.cli.text_settings import SampleSettings
+from nanogpt_jax.cli.texts import _SEPARATOR, sample_text
 from nanogpt_jax.core import sampling
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
@@ -49,7 +49,7 @@ def model(folder: Path, vocab_size: int) -> Path:
 
 def texts(capsys: Any, source: Path, **options: Any) -> list[str]:
     sample_text(SampleSettings(init_from=str(source), temperature=2.0, **options))
-    *found, last = capsys.readouterr().out.split(f"\n{sample._SEPARATOR}\n")
+    *found, last = capsys.readouterr().out.split(f"\n{_SEPARATOR}\n")
     assert last == ""
     return found
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from nanogpt_jax.compare import command as compare
-from nanogpt_jax.compare import torch_side
+from nanogpt_jax.compare import inputs, torch_side
 from nanogpt_jax.compare.parity import Ours, Row
 from nanogpt_jax.compare.parity import compare as compared
+from nanogpt_jax.compare.report import table
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run.build import build_model
@@ -107,7 +108,7 @@ def sides(name, **changes):
     """Our side of a preset, a maker of its twin, its batches, and its settings."""
     settings = preset(name, dtype="float32", **changes)
     model = build_model(settings, 65, "cpu")
-    tokens = compare.open_data(preset(name, data_dir="nowhere", **changes)).tokens
+    tokens = inputs.open_data(preset(name, data_dir="nowhere", **changes)).tokens
 
     def batch_of(step):
         return random_batch(tokens, "train", settings.seed, step, (settings.batch_size,), settings.block_size)
@@ -127,7 +128,7 @@ WARM = dict(decay_lr=True, warmup_iters=100, lr_decay_iters=5000, min_lr=1e-4)
 def test_the_notebooks_models_hold_against_their_twins(name, changes, steps):
     ours, make_twin, batch_of, settings = sides(name, **changes)
     comparison = compared(ours, make_twin(), batch_of, steps, settings)
-    assert not comparison.missed, compare.table(comparison.rows)
+    assert not comparison.missed, table(comparison.rows)
 
 
 def perturbed(side):

@@ -14,7 +14,8 @@ from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.decoding_weights import decoding_weights
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.model import GPT
-from nanogpt_jax.core.sampling import SamplingConfig, draw, generate
+from nanogpt_jax.core.sampling import draw, generate
+from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.softmax_attention import LONG
 from nanogpt_jax.core.train_step import init_params, purpose_key

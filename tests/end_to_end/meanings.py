@@ -22,15 +22,15 @@ from nanogpt_jax.run.mesh import mesh_shape, require_fit
 # A program: the module whose `main` is the command, and the functions with which its work begins.
 WORK = {
     "train.py": ("nanogpt_jax.cli.train", ["nanogpt_jax.run.loop.train"]),
-    "sample.py": ("nanogpt_jax.cli.sample", ["nanogpt_jax.cli.sample.sample_text", "nanogpt_jax.cli.sample.chat_text"]),
-    "nanogpt_jax.compare": ("nanogpt_jax.compare.command", ["nanogpt_jax.compare.command.build_model"]),
-    "nanogpt_jax.evaluate": ("nanogpt_jax.evaluate.command", ["nanogpt_jax.evaluate.command.evaluate"]),
+    "sample.py": ("nanogpt_jax.cli.sample", ["nanogpt_jax.cli.texts.sample_text", "nanogpt_jax.cli.texts.chat_text"]),
+    "nanogpt_jax.compare": ("nanogpt_jax.compare.command", ["nanogpt_jax.compare.comparison.build_model"]),
+    "nanogpt_jax.evaluate": ("nanogpt_jax.evaluate.command", ["nanogpt_jax.evaluate.models.evaluate"]),
     "nanogpt_jax.bench": (
         "nanogpt_jax.bench.command",
         [
-            "nanogpt_jax.bench.command.measure_training",
-            "nanogpt_jax.bench.command.measure_sampling",
-            "nanogpt_jax.bench.command.measure_record",
+            "nanogpt_jax.bench.tasks.measure_training",
+            "nanogpt_jax.bench.tasks.measure_sampling",
+            "nanogpt_jax.bench.tasks.measure_record",
             "nanogpt_jax.bench.growth.measure_growth",
         ],
     ),
@@ -39,7 +39,7 @@ WORK = {
     "tests.torture.cost": ("tests.torture.cost", ["tests.torture.cost.seconds_by_step"]),
     "tests.seeing_cost": ("tests.seeing_cost", ["tests.seeing_cost.take_turns"]),
 }
-_DEVICE = ("run.accelerator", "cli.sample", "compare.command", "evaluate.command")  # where commands choose theirs
+_DEVICE = ("run.accelerator", "compare.comparison")  # where commands choose theirs
 
 
 class Begun(Exception):

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from nanogpt_jax import convert
-from nanogpt_jax.cli.sample import SampleSettings
+from nanogpt_jax.cli.text_settings import SampleSettings
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data import assets
-from nanogpt_jax.lens.command import LensSettings
+from nanogpt_jax.lens.settings import LensSettings
 from tests.helpers.commands import HANGS, ROOT
 from tests.helpers.nanogpt import write_checkout
 

@@ -15,7 +15,7 @@ from nanogpt_jax.compare import command as compare
 from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.data import files
 from nanogpt_jax.lens import command as lens
-from nanogpt_jax.run import reports
+from nanogpt_jax.run import conversion, reports
 from nanogpt_jax.run.run_folder import newest_run
 from nanogpt_jax.weights.checkpoint import FOLDER
 from tests.helpers.refusals import largest_file, permissions_that_count
@@ -31,8 +31,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     data_dir = prepare_tiny(folder)
     assert train.main([*TINY, f"--data_dir={data_dir}", f"--out_dir={folder / 'run'}", "--max_iters=1"]) == 0
-    convert.convert(str(folder / "run"), str(folder / "ckpt.pt"))
-    convert.convert(str(folder / "run"), str(folder / "hf"))
+    conversion.convert(str(folder / "run"), str(folder / "ckpt.pt"))
+    conversion.convert(str(folder / "run"), str(folder / "hf"))
     return folder
 
 

@@ -10,9 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from nanogpt_jax import convert
 from nanogpt_jax.data import dataset
-from nanogpt_jax.run import loop
+from nanogpt_jax.run import conversion, loop
 from nanogpt_jax.run.faults import Stopped
 from nanogpt_jax.weights.checkpoint import FOLDER, newest
 from tests.helpers.commands import HANGS, ROOT, awaited
@@ -163,7 +162,7 @@ def test_a_conversion_cut_short_while_it_replaces_puts_back_what_was_there(tmp_p
         return rename(self, to)
 
     monkeypatch.setattr(type(target), "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), convert._folder_when_whole(target) as folder:
+    with pytest.raises(KeyboardInterrupt), conversion._folder_when_whole(target) as folder:
         (folder / "new").touch()
     assert [path.name for path in target.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [target]
 

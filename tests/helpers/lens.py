@@ -7,7 +7,7 @@ import numpy as np
 
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
-from nanogpt_jax.lens import command as lens
+from nanogpt_jax.lens import reading
 from tests.helpers.twins import fresh
 
 
@@ -18,4 +18,4 @@ def data_of(html):
 
 def findings(tokens, given, vocab_size, tokenizer, **shape):
     model = GPT(GPTConfig(vocab_size=vocab_size, **{**dict(n_layer=1, n_head=1, n_embd=8, block_size=64), **shape}))
-    return lens.findings(model, fresh(model), np.asarray(tokens, np.int32), given, tokenizer)
+    return reading.findings(model, fresh(model), np.asarray(tokens, np.int32), given, tokenizer)

@@ -12,7 +12,9 @@ from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import init_params
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
 from nanogpt_jax.lens import command as lens
+from nanogpt_jax.lens import reading
 from nanogpt_jax.lens.page import document, packed
+from nanogpt_jax.lens.settings import LensSettings
 from tests.helpers.commands import command
 from tests.helpers.lens import data_of, findings
 from tests.helpers.tiny import TINY, prepare_tiny
@@ -60,14 +62,14 @@ def test_the_command_reads_what_sample_py_writes(run, tmp_path, capsys):
 
 
 def test_a_text_can_be_read_as_it_is(run):
-    found = data_of(lens.rendered(lens.LensSettings(out_dir=str(run), start="not", max_new_tokens=0)))
+    found = data_of(reading.rendered(LensSettings(out_dir=str(run), start="not", max_new_tokens=0)))
     assert (found["given"], len(found["losses"])) == (3, 2)
 
 
 def test_a_bigram_has_predictions_and_no_layers(tmp_path):
     flags = (f"--data_dir={prepare_tiny(tmp_path)}", f"--out_dir={tmp_path / 'out'}", "--max_iters=1", "--eval_iters=1")
     assert train.main(["bigram", "--dataset=tiny", *flags]) == 0
-    found = data_of(lens.rendered(lens.LensSettings(out_dir=str(tmp_path / "out"), start="to be")))
+    found = data_of(reading.rendered(LensSettings(out_dir=str(tmp_path / "out"), start="to be")))
     assert (len(found["tokens"]), found["layers"], found["attention"]) == (200, [], {"layers": 0, "bytes": ""})
 
 
@@ -107,4 +109,4 @@ def test_damaged_weights_are_named():
     model = GPT(GPTConfig(block_size=8, vocab_size=3, n_layer=1, n_head=1, n_embd=8))
     spoilt = jax.tree.map(lambda p: p * jnp.nan, init_params(model, 0))
     with pytest.raises(UserError, match="not finite numbers"):
-        lens.findings(model, spoilt, np.arange(3), 1, CharTokenizer.from_text("a"))
+        reading.findings(model, spoilt, np.arange(3), 1, CharTokenizer.from_text("a"))

@@ -17,7 +17,7 @@ from nanogpt_jax.core.bigram import Bigram
 from nanogpt_jax.core.model import GPT
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.data.tokenizer import BPETokenizer, CharTokenizer
-from nanogpt_jax.lens import command as lens
+from nanogpt_jax.lens import reading
 from nanogpt_jax.lens.page import page
 from tests.helpers.browser import CHROMIUM, chromium
 from tests.helpers.lens import data_of, findings
@@ -74,7 +74,7 @@ def large():
     model = GPT(GPTConfig(SIZE, CHARACTERS.vocab_size, n_layer=6, n_head=6, n_embd=48))
     tokens = np.asarray(jax.random.randint(jax.random.key(1), (SIZE,), 0, CHARACTERS.vocab_size), np.int32)
     params = fresh(model)
-    found = lens.findings(model, params, tokens, 6, CHARACTERS)
+    found = reading.findings(model, params, tokens, 6, CHARACTERS)
     logits = jax.jit(lambda: model.apply({"params": params}, tokens[None])[0])()
     return SimpleNamespace(
         html=page(found, CHARACTERS, "a model", ["6 layers"]), tokens=tokens, found=found,
@@ -110,7 +110,7 @@ def test_pointing_at_a_character_shows_how_it_was_predicted(large, opened):
         tab.hover(f"#at-{i}")
         expected = large.probabilities[i - 1]
         shown = candidates_of(tab)
-        assert len(shown) == lens.CANDIDATES
+        assert len(shown) == reading.CANDIDATES
         for (glyph, share), token in zip(shown, np.argsort(-expected), strict=False):
             assert glyph == sign(token) and near(share, expected[token]), (i, glyph, share, expected[token])
         rows = tab.eval_on_selector_all(
@@ -282,7 +282,7 @@ def test_the_page_may_ask_for_nothing_and_run_nothing_else(large, opened, compla
 def test_a_bigrams_page_says_what_it_has_not(opened):
     tokenizer = CharTokenizer.from_text("ab\n")
     model = Bigram(GPTConfig(vocab_size=3, block_size=8))
-    found = lens.findings(model, fresh(model), np.array([1, 2, 0, 1], np.int32), 1, tokenizer)
+    found = reading.findings(model, fresh(model), np.array([1, 2, 0, 1], np.int32), 1, tokenizer)
     tab = opened(page(found, tokenizer, "a table", []))
     assert len(candidates_of(tab)) == 3
     assert "it has no layers and no attention to show" in tab.inner_text("#bare")

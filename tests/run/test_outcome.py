@@ -10,7 +10,8 @@ import pytest
 
 from nanogpt_jax import convert
 from nanogpt_jax.cli import train
-from nanogpt_jax.cli.sample import SampleSettings, open_model
+from nanogpt_jax.cli.text_settings import SampleSettings
+from nanogpt_jax.cli.texts import open_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.dataset import open_tokens

@@ -15,7 +15,8 @@ import pytest
 import transformers
 
 from nanogpt_jax import convert
-from nanogpt_jax.cli.sample import SampleSettings, sample_text
+from nanogpt_jax.cli.text_settings import SampleSettings
+from nanogpt_jax.cli.texts import sample_text
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.run import loop
 from nanogpt_jax.run.build import build_model

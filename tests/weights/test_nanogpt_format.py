@@ -16,7 +16,8 @@ import optax
 import pytest
 
 from nanogpt_jax import convert
-from nanogpt_jax.cli.sample import SampleSettings, sample_text
+from nanogpt_jax.cli.text_settings import SampleSettings
+from nanogpt_jax.cli.texts import sample_text
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.shape import GPTConfig

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from nanogpt_jax import convert
-from nanogpt_jax.cli.sample import SampleSettings, sample_text
+from nanogpt_jax.cli.text_settings import SampleSettings
+from nanogpt_jax.cli.texts import sample_text
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.data import prepared
 from nanogpt_jax.data.prepare import prepare_text
 from nanogpt_jax.data.tokenizer import END_OF_TEXT
-from nanogpt_jax.lens import command
+from nanogpt_jax.lens.reading import rendered
+from nanogpt_jax.lens.settings import LensSettings
 from nanogpt_jax.run import loop
 from nanogpt_jax.weights.tokenizer_files import read_tokenizer
 from tests.helpers.german import german, save_tokens
@@ -104,7 +106,7 @@ class TestFoldersOfOthers:
         again = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
         assert [again(prompt)["input_ids"] for prompt in PROMPTS] == [made(prompt)["input_ids"] for prompt in PROMPTS]
         assert read_tokenizer(tmp_path / "hf", rows) == read_tokenizer(folder, rows)
-        html = command.rendered(command.LensSettings(init_from=str(folder), start="Der Garten", max_new_tokens=1))
+        html = rendered(LensSettings(init_from=str(folder), start="Der Garten", max_new_tokens=1))
         assert json.dumps(made.decode([made("Der Garten")["input_ids"][1]])) in html
 
 

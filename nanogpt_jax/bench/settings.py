@@ -1,0 +1,9 @@
+"""What the benchmark may be asked for beside the settings of a run: its tasks, its other sides, and what is usual."""
+
+from __future__ import annotations
+
+TASKS = ("train", "sample", "all", "growth", "record")
+AXES = ("block_size", "n_embd", "batch_size")  # of growth
+AGAINST = ("torch", "hf", "none")
+DEFAULT_PRESET = "shakespeare_char_cpu"
+DEFAULT_ROUNDS, DEFAULT_SECONDS, DEFAULT_SEEDS = 11, 0.7, 5
