@@ -130,10 +130,15 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
 
 def _sent(kind: str, instruction: _Instruction, computation: str, of_a_host: int | None) -> _Sent:
     """What each device of a collective's group sends, under the kind that it is."""
-    size, group = sum(map(_size, _ARRAY.findall(_result(instruction)))), _group(instruction.rest)
-    n, hosts = len(group), len({device // of_a_host for device in group}) if of_a_host else 1
+    size = sum(map(_size, _ARRAY.findall(_result(instruction))))
+
+    def hosts_of(devices: list[int]) -> int:
+        return len({device // of_a_host for device in devices}) if of_a_host else 1
+
     if kind == "collective-permute":
-        return _Sent(kind, size, size if hosts > 1 else 0.0)
+        return _Sent(kind, size, size if any(hosts_of(way) > 1 for way in _ways(instruction.rest)) else 0.0)
+    group = _group(instruction.rest)
+    n, hosts = len(group), hosts_of(group)
     if kind == "all-reduce" and "reduce-scatter" in computation:  # a TPU's way to write it: reduce, then slice
         kind = "reduce-scatter"
     elif kind == "reduce-scatter":
@@ -158,7 +163,7 @@ def _result(instruction: _Instruction) -> str:
 
 
 def _group(rest: str) -> list[int]:
-    """Devices of one group, from any of the ways in which XLA writes groups; the ends of a permute's longest way."""
+    """Devices of one group, from any of the three ways in which XLA writes groups."""
     if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}", rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         along = [[*sizes].index(axis) for axis in re.findall(r"'([^']+)'", found[3])]
@@ -171,9 +176,13 @@ def _group(rest: str) -> list[int]:
         return group
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return [int(device) for device in found[1].split(",")]
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", rest)
-    ways = re.findall(r"(\d+),(\d+)", pairs[1]) if pairs else []
-    return max(([int(a), int(b)] for a, b in ways), key=lambda way: abs(way[1] - way[0]), default=[0])
+    return [0]
+
+
+def _ways(rest: str) -> list[list[int]]:
+    """From where to where a permute passes arrays on."""
+    pairs = rest.partition("source_target_pairs={")[2].partition("}}")[0]
+    return [[int(device) for device in way] for way in re.findall(r"(\d+),(\d+)", pairs)]
 
 
 def _counted(iota: str) -> Int[np.ndarray, " n"]:
