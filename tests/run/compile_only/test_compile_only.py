@@ -27,7 +27,8 @@ def test_a_step_is_compiled_for_chips_and_its_cost_told(chips, memory):
     assert told["parameters"] == pytest.approx(4 * parameters / 2**30, abs=6e-4)
     assert told["optimizer state"] == pytest.approx(8 * parameters / 2**30, abs=6e-4)
     assert told["arguments"] == pytest.approx((12 * parameters + 2 * 2 * 256 * 4) / 2**30, abs=6e-4)
-    assert told["peak"] == pytest.approx(told["arguments"] + told["temporaries"], abs=2e-3)
+    code = 0.02  # GiB at most, of the program itself
+    assert -2e-3 < told["peak"] - told["arguments"] - told["temporaries"] < code
     left = re.search(r"peak +[\d.]+ GiB of ([\d.]+): fits, ([\d.]+) GiB left", done.out)
     assert float(left[1]) == memory and float(left[2]) == pytest.approx(memory - told["peak"], abs=0.06)
     assert {"all-gather", "all-reduce"} <= set(re.findall(r"^  ([a-z]+-[a-z-]+) +[\d.]+ MB$", done.out, re.M))
