@@ -56,24 +56,24 @@ class Chip(NamedTuple):
 # less than there are. NVLink joins the first four, PCIe 4.0 x16 the others. The network is that of the data sheets of
 # DGX A100, H100, H200 and B200: an adapter of 200 Gbit/s (A100) or 400 for each GPU. What a multiprocessor holds is in
 # the CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; how many there are, the caches and
-# the clocks are in the white papers of the architectures and in CUDA's Blackwell Tuning Guide.
+# the clocks are in the white papers of the architectures, and of the B200, which has none, as CUDA tells them.
 CHIPS = {
     "v5e": Chip(PEAK_FLOPS["TPU v5e"], 16 * GIB, 819e9, 1600e9 / 8),
     "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * GIB, 2765e9, 4800e9 / 8),
     "v6e": Chip(PEAK_FLOPS["TPU v6"], 32 * GIB, 1640e9, 3584e9 / 8),
-    "a100": Chip(PEAK_FLOPS["A100"], 80e9, 2039e9, 300e9, 25e9,
-         Gpu("A100-SXM4-80GB", (8, 0), 108, 64, 2048, 164, 40, 1.41)),
-    "h100": Chip(PEAK_FLOPS["H100"], 80e9, 3350e9, 450e9, 50e9,
-         Gpu("H100 80GB HBM3", (9, 0), 132, 128, 2048, 228, 50, 1.83)),
-    "h200": Chip(PEAK_FLOPS["H200"], 141e9, 4800e9, 450e9, 50e9,
-         Gpu("H200", (9, 0), 132, 128, 2048, 228, 50, 1.83)),
-    "b200": Chip(PEAK_FLOPS["B200"], 180e9, 8000e9, 900e9, 50e9,
-         Gpu("B200", (10, 0), 148, 128, 2048, 228, 126, 1.85)),
-    "l4": Chip(PEAK_FLOPS["L4"], 24e9, 300e9, 32e9,
-         gpu=Gpu("L4", (8, 9), 58, 128, 1536, 100, 48, 2.04)),
-    "4090": Chip(PEAK_FLOPS["RTX 4090"], 24e9, 1008e9, 32e9,
-         gpu=Gpu("GeForce RTX 4090", (8, 9), 128, 128, 1536, 100, 72, 2.52)),
-}  # fmt: skip
+    "a100": Chip(
+        PEAK_FLOPS["A100"], 80e9, 2039e9, 300e9, 25e9, Gpu("A100-SXM4-80GB", (8, 0), 108, 64, 2048, 164, 40, 1.41)
+    ),
+    "h100": Chip(
+        PEAK_FLOPS["H100"], 80e9, 3350e9, 450e9, 50e9, Gpu("H100 80GB HBM3", (9, 0), 132, 128, 2048, 228, 50, 1.83)
+    ),
+    "h200": Chip(PEAK_FLOPS["H200"], 141e9, 4800e9, 450e9, 50e9, Gpu("H200", (9, 0), 132, 128, 2048, 228, 50, 1.83)),
+    "b200": Chip(PEAK_FLOPS["B200"], 180e9, 8000e9, 900e9, 50e9, Gpu("B200", (10, 0), 148, 128, 2048, 228, 126, 1.85)),
+    "l4": Chip(PEAK_FLOPS["L4"], 24e9, 300e9, 32e9, gpu=Gpu("L4", (8, 9), 58, 128, 1536, 100, 48, 2.04)),
+    "4090": Chip(
+        PEAK_FLOPS["RTX 4090"], 24e9, 1008e9, 32e9, gpu=Gpu("GeForce RTX 4090", (8, 9), 128, 128, 1536, 100, 72, 2.52)
+    ),
+}
 
 
 class Slice(NamedTuple):
@@ -97,7 +97,7 @@ def chips_of(topology: str) -> Slice:
     if chip is None or len(sizes) not in ((2, 3) if chip.gpu is None else (1, 2)) or 0 in sizes:
         tpus, gpus = (", ".join(name for name, chip in CHIPS.items() if bool(chip.gpu) == is_gpu) for is_gpu in (0, 1))
         raise UserError(
-            f"compile_only={topology} is no chips that are known here; give a TPU slice ({tpus}) as v5e:4x4 or "
+            f"compile_only={topology} names no chips that are known here; give a TPU slice ({tpus}) as v5e:4x4 or "
             f"v5p:2x2x1, or GPUs ({gpus}) as h100:8, or h100:2x8 for two hosts of eight"
         )
     if chip.gpu is None:

@@ -76,9 +76,11 @@ def report(settings: Settings) -> str:
     chips = chips_of(str(settings.compile_only))
     shape = mesh_shape(settings.mesh, len(chips.devices))
     require_fit(shape, settings)
+    count = len(chips.devices)
     lines = [
-        f"{settings.compile_only}: {len(chips.devices)} chips, mesh {shape}, {settings.tokens_per_iter:,} tokens "
-        f"a step ({settings.gradient_accumulation_steps} x {settings.batch_size} x {settings.block_size})"
+        f"{settings.compile_only}: {count} chip{'s' if count > 1 else ''}, mesh {shape}, "
+        f"{settings.tokens_per_iter:,} tokens a step "
+        f"({settings.gradient_accumulation_steps} x {settings.batch_size} x {settings.block_size})"
         + (", remat" if settings.remat else "")
     ]
     found = cost(settings, chips, shape)

@@ -69,12 +69,12 @@ def test_a_slice_that_libtpu_does_not_know_is_one_line():
 def test_what_is_no_chips_is_refused(chips):
     with pytest.raises(UserError) as error:
         chips_of(chips)
-    assert f"compile_only={chips} is no chips that are known here; give a TPU slice (v5e, v5p, v6e) as" in str(error)
+    assert f"compile_only={chips} names no chips that are known here; give a TPU slice (v5e, v5p, v6e) as" in str(error)
     assert "or GPUs (a100, h100, h200, b200, l4, 4090) as h100:8, or h100:2x8 for two hosts of eight" in str(error)
 
 
 def test_what_is_no_chips_is_one_line():
-    assert "compile_only=h900:8 is no chips" in refusal("--compile_only=h900:8")
+    assert "compile_only=h900:8 names no chips" in refusal("--compile_only=h900:8")
 
 
 @pytest.mark.parametrize(
