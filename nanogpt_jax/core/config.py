@@ -133,7 +133,7 @@ class Settings:
     num_processes: int | None = setting(None, PLACEMENT, "processes in the job")
     process_id: int | None = setting(None, PLACEMENT, "which of them this is, from 0")
     connect_timeout: int = setting(300, PLACEMENT, "seconds to wait for the other processes at the start")
-    compile_only: str | None = setting(None, PLACEMENT, "compile for a TPU slice such as v5e:4x4 without having it, say what a step takes there, and stop")
+    compile_only: str | None = setting(None, PLACEMENT, "compile for a TPU slice such as v5e:4x4, or GPUs such as h100:8 or h100:2x8 (two hosts of eight), without having them, say what a step takes there, and stop")
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -40,12 +40,20 @@ _SWITCHES = {
     "jax_transfer_guard_device_to_host": None,
 }
 
-# Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`; from the makers' data sheets.
+# Dense bfloat16 peak of one device, in FLOP/s, by a part of its `device_kind`, the first that it has; from the makers'
+# data sheets.
 PEAK_FLOPS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
+    "RTX 4090": 165.2e12,
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.helpers.browser import CHROMIUM
+from tests.helpers.chips import HAS_CUDA, HAS_LIBTPU
 from tests.helpers.commands import ROOT
 from tests.helpers.jobs import virtual_devices
 
@@ -123,8 +124,10 @@ RULES = (
     Rule(r"--init_from=gpt2", env=_NO_HUB, status=2, says="gpt2"),
     Rule(r"^python sample\.py .*--past_block=rolling", add="--max_new_tokens=80 --num_samples=1"),
     Rule(r"^python sample\.py\b", add="--max_new_tokens=20"),
+    Rule(r"^python train\.py .*--compile_only=v\d", status=2, says="pip install",
+         why_not="it compiles for minutes where libtpu is installed" if HAS_LIBTPU else ""),
     Rule(r"^python train\.py .*--compile_only=", status=2, says="pip install",
-         why_not="it compiles for minutes where libtpu is installed" if _has("libtpu") else ""),
+         why_not="it compiles for a minute where JAX's CUDA plugin is installed" if HAS_CUDA else ""),
     Rule(r"^python train\.py .*--eval_only"),
     Rule(r"^python train\.py .*--init_from=resume", add="--max_iters=3 --eval_iters=1"),
     Rule(r"^python train\.py .*--wandb", add=_SHORT, env={"WANDB_MODE": "offline"},

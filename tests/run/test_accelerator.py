@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.run.accelerator import use_accelerator
+from nanogpt_jax.run.accelerator import published_flops, use_accelerator
 from tests.helpers.commands import command
 
 COMMANDS = [
@@ -85,3 +85,16 @@ def test_the_flag_wins_over_the_environment(monkeypatch, trained, tmp_path):
     flags = (f"--out_dir={trained.out_dir}", "--num_samples=1", "--max_new_tokens=3", "--accelerator=cpu")
     assert command("sample.py", *flags, cwd=tmp_path).status == 0
     assert command("nanogpt_jax/convert.py", trained.out_dir, tmp_path / "hf").status == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA L4", 121), ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA B200", 2250), ("NVIDIA GB200", 2500), ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+    ],
+)  # fmt: skip
+def test_a_device_s_peak_is_that_of_its_own_kind(kind, teraflops):
+    assert published_flops(kind) == pytest.approx(teraflops * 1e12)
+    assert published_flops("cpu") is None

@@ -4,8 +4,11 @@ Read from the program's text, by these rules. An instruction counts as often as 
 compiler knows or its condition says that it turns (once where neither does), a branch as if taken. A collective that
 the compiler has cut into steps of several fusions has one channel and counts once. Of an array of S bytes in a group of
 n devices each sends S(n-1)/n to gather the whole or to exchange all with all, S(n-1)/n of the unreduced array to reduce
-and scatter, 2S(n-1)/n to reduce everywhere, and S to pass it on. Memory traffic is what every instruction reads and
-writes outside the chip's on-chip memory, whole arrays even where a part would do: more than there is, if anything.
+and scatter, 2S(n-1)/n to reduce everywhere, and S to pass it on. Of a group that lies in h hosts, of as many devices
+each, (h-1)/(n-1) of that goes between hosts: an array enters a host once, by the adapters of all its devices, and is
+passed on inside; of an exchange of all with all, what is for other hosts. Memory traffic is what every instruction
+reads and writes outside the chip's on-chip memory, whole arrays even where a part would do: more than there is, if
+anything.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ import math
 import re
 from collections import defaultdict
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -34,6 +40,7 @@ class Traffic(NamedTuple):
     """Bytes of one device, in one run of the program."""
 
     collectives: dict[str, float]
+    between_hosts: float  # of those
     memory: float
 
 
@@ -44,28 +51,38 @@ class _Instruction(NamedTuple):
     rest: str
 
 
-def traffic(text: str) -> Traffic:
-    """What a program moves, from the text of a compiled module (`compiled.as_text()`)."""
+class _Sent(NamedTuple):
+    kind: str
+    size: float
+    between_hosts: float
+
+
+def traffic(text: str, of_a_host: int | None = None) -> Traffic:
+    """What a program moves, from the text of a compiled module (`compiled.as_text()`).
+
+    `of_a_host` is how many devices, side by side, are in one host; None for all.
+    """
     computations, entry = _parsed(text)
     runs, fused = _runs(computations, entry)
-    sent: dict[str, tuple[str, float]] = {}
+    sent: dict[str, _Sent] = {}
     memory = 0.0
     for name, instructions in computations.items():
         types = {each.name: each.type for each in instructions}
         for each in instructions:
             kind = each.op.removesuffix("-start")
             if kind in KINDS and runs[name]:
-                kind, size = _sent(kind, each, name)
+                once = _sent(kind, each, name, of_a_host)
+                all_ = once._replace(size=once.size * runs[name], between_hosts=once.between_hosts * runs[name])
                 key = _found(r"channel_id=(\d+)", each.rest) or each.name
-                sent[key] = max(sent.get(key, (kind, 0.0)), (kind, size * runs[name]), key=lambda pair: pair[1])
+                sent[key] = max(sent.get(key, all_), all_, key=lambda one: one.size)
             if name not in fused and each.op not in _NOT_WORK and not each.op.endswith("-done"):
                 operands = re.findall(r"%([\w.\-]+)", each.rest.partition("), ")[0])
                 moved = sum(_in_memory(types[operand]) for operand in operands if operand in types)
                 memory += runs[name] * (moved + _in_memory(each.type))
     collectives: dict[str, float] = defaultdict(float)
-    for kind, size in sent.values():
-        collectives[kind] += size
-    return Traffic(dict(collectives), memory)
+    for one in sent.values():
+        collectives[one.kind] += one.size
+    return Traffic(dict(collectives), sum(one.between_hosts for one in sent.values()), memory)
 
 
 def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -111,31 +128,67 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
     return int(limits[0]) if len(limits) == 1 and limits[0] else 1
 
 
-def _sent(kind: str, instruction: _Instruction, computation: str) -> tuple[str, float]:
-    """The kind of a collective as it is, and the bytes that each device of its group sends."""
-    arrays = [_size(array) for array in _ARRAY.findall(instruction.type)]
-    if instruction.op.endswith("-start") and instruction.type.startswith("("):
-        arrays = [max(arrays)]  # beside it stand the operand and tokens
-    size, n = sum(arrays), _group_size(instruction.rest)
+def _sent(kind: str, instruction: _Instruction, computation: str, of_a_host: int | None) -> _Sent:
+    """What each device of a collective's group sends, under the kind that it is."""
+    size = sum(map(_size, _ARRAY.findall(_result(instruction))))
+
+    def hosts_of(devices: list[int]) -> int:
+        return len({device // of_a_host for device in devices}) if of_a_host else 1
+
+    if kind == "collective-permute":
+        return _Sent(kind, size, size if any(hosts_of(way) > 1 for way in _ways(instruction.rest)) else 0.0)
+    group = _group(instruction.rest)
+    n, hosts = len(group), hosts_of(group)
     if kind == "all-reduce" and "reduce-scatter" in computation:  # a TPU's way to write it: reduce, then slice
         kind = "reduce-scatter"
     elif kind == "reduce-scatter":
         size *= n  # the result is a share
-    if kind == "collective-permute":
-        return kind, size
-    return kind, size * (n - 1) / n * (2 if kind == "all-reduce" else 1)
+    size *= (n - 1) / n * (2 if kind == "all-reduce" else 1)
+    leaving = n - n / hosts if kind == "all-to-all" else hosts - 1
+    return _Sent(kind, size, size * leaving / max(n - 1, 1))
 
 
-def _group_size(rest: str) -> int:
-    """Devices in a group, from any of the three ways in which XLA writes groups."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", found[2]))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(found[1])
+def _result(instruction: _Instruction) -> str:
+    """The type of what an instruction makes; the start of a collective has its operands and what it works with too."""
+    type_ = instruction.type
+    if not instruction.op.endswith("-start") or instruction.op == "all-reduce-start" or not type_.startswith("("):
+        return type_
+    deep, parts = 0, [""]
+    for letter in type_[1:-1]:
+        deep += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not deep:
+            parts.append("")
+        parts[-1] += letter
+    return parts[1]
+
+
+def _group(rest: str) -> list[int]:
+    """Devices of one group, from any of the three ways in which XLA writes groups."""
+    if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}", rest):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
+        along = [[*sizes].index(axis) for axis in re.findall(r"'([^']+)'", found[3])]
+        others = [axis for axis in range(len(sizes)) if axis not in along]
+        devices = _counted(found[2] or f"[{math.prod(sizes.values())}]").reshape(*sizes.values())
+        group: list[int] = devices.transpose(*others, *along)[(0,) * len(others)].ravel().tolist()
+        return group
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        group = _counted(found[2])[: int(found[1])].tolist()
+        return group
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return len(found[1].split(","))
-    return 1
+        return [int(device) for device in found[1].split(",")]
+    return [0]
+
+
+def _ways(rest: str) -> list[list[int]]:
+    """From where to where a permute passes arrays on."""
+    pairs = rest.partition("source_target_pairs={")[2].partition("}}")[0]
+    return [[int(device) for device in way] for way in re.findall(r"(\d+),(\d+)", pairs)]
+
+
+def _counted(iota: str) -> Int[np.ndarray, " n"]:
+    """The devices that ``[2,8]T(1,0)`` means: 0 to 15 in two rows, read by columns."""
+    dims, order = ([int(n) for n in re.findall(r"\d+", part)] for part in iota.partition("T")[::2])
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order or range(len(dims))).ravel()
 
 
 def _in_memory(type_: str) -> float:
