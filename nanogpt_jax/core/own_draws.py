@@ -31,7 +31,7 @@ def _with_part(words: UInt32[Array, "*N 2"], part: Integer[Array, ""]) -> Words:
     return jnp.concatenate([words, part], axis=-1)
 
 
-def _bits(words: Words, width: int, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+def _bits(words: Words, width: int, shape: tuple[int, ...]) -> UInt32[Array, ...]:
     """What threefry in its partitionable form draws: a hash of each place, counted in 64 bits from the first row on."""
     if width != 32:
         raise NotImplementedError(f"draws of {width} bits")

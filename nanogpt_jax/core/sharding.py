@@ -201,7 +201,7 @@ def sum_over_rows(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def sum_along_data(function: Callable[[PRNGKeyArray, Any, Any], Any]) -> Callable[[PRNGKeyArray, Any, Any], Any]:
-    """A `function` (key, whole, batches) whose arrays are sums over rows, made to add them up along ``data`` at its end.
+    """A `function` (key, whole, batches) that gives sums over rows, made to add them up along ``data`` at its end.
 
     So that the gradients of micro-batches go along ``data`` once an update. `whole` is a tree of arrays that are alike
     everywhere along ``data``, `batches` one of arrays (A, B, ...), of which each has its own rows B. The rest of the
