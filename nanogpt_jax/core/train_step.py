@@ -173,9 +173,8 @@ def make_train_step(
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
     A batch of shape (B, T) is one micro-batch; one of shape (A, B, T) is A of them, whose gradients are added up before
-    the single update (gradient accumulation: the memory of one, the gradient of all), on a mesh along ``data`` once for all
-    of them. The loss is `loss_fn`'s mean over all targets of the update, however many of them each micro-batch and each
-    device holds.
+    the single update (gradient accumulation: the memory of one, the gradient of all), along a mesh's ``data`` once.
+    The loss is `loss_fn`'s mean over all targets of the update, however many each micro-batch and each device holds.
 
     Metrics are float32 scalars: ``loss`` (nats per token, before the update) and ``grad_norm`` (before clipping).
     With `skip_nonfinite` an update whose metrics are not finite changes ``step`` alone, not even the optimizer's count.
