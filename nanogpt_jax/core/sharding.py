@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from nanogpt_jax.core import ops
 from nanogpt_jax.core.both_ways import both_ways
 from nanogpt_jax.core.lora import A, B
+from nanogpt_jax.core.own_draws import own_key
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -164,7 +165,7 @@ def split_by_rows(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
 
 def _constrained(x: Array, spec: P) -> Array:
     """`x`, laid out as `spec` says on the mesh of the program being compiled."""
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, _left(spec))
 
 
 def on_own_heads(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -174,10 +175,10 @@ def on_own_heads(function: Callable[..., Array]) -> Callable[..., Array]:
     """
     if _current_mesh() is None:
         return function
-    spec = P(ROWS, "tensor")
-    return lambda *arrays: jax.shard_map(function, in_specs=(spec,) * len(arrays), out_specs=spec, check_vma=False)(
-        *arrays
-    )
+    spec = _left(P(ROWS, "tensor"))
+    return lambda *arrays: jax.shard_map(
+        function, in_specs=(spec,) * len(arrays), out_specs=spec, axis_names=set(_left_axes(AXES)), check_vma=False
+    )(*arrays)
 
 
 def sum_over_rows(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -185,16 +186,50 @@ def sum_over_rows(function: Callable[..., Array]) -> Callable[..., Array]:
 
     So that what it accumulates in a loop, a gradient of the table, goes between devices once and not at every turn.
     """
-    if _current_mesh() is None:
+    sizes = _current_mesh()
+    axes = _left_axes(ROWS)
+    if sizes is None or math.prod(sizes[axis] for axis in axes) == 1:
         return function
     by_rows = jax.shard_map(
         lambda *arrays: function(*arrays)[None],
-        in_specs=(P(ROWS), P(), P(ROWS), P(ROWS)),
-        out_specs=P(ROWS),
-        axis_names=set(ROWS),
+        in_specs=(P(axes), P(), P(axes), P(axes)),
+        out_specs=P(axes),
+        axis_names=set(axes),
         check_vma=False,
     )
     return lambda *arrays: by_rows(*arrays).sum()
+
+
+def sum_along_data(function: Callable[[PRNGKeyArray, Any, Any], Any]) -> Callable[[PRNGKeyArray, Any, Any], Any]:
+    """A `function` (key, whole, batches) that gives sums over rows, made to add them up along ``data`` at its end.
+
+    So that the gradients of micro-batches go along ``data`` once an update. `whole` is a tree of arrays that are alike
+    everywhere along ``data``, `batches` one of arrays (A, B, ...), of which each has its own rows B. The rest of the
+    mesh is left to XLA as it is without this: along ``fsdp`` a gradient goes to its shares in each micro-batch, since
+    no device is to hold all of it.
+    """
+    sizes = _current_mesh()
+    if sizes is None or sizes["data"] == 1:
+        return function
+
+    def own(key: PRNGKeyArray, whole: Any, batches: Any) -> Any:
+        sums = function(own_key(key, jax.lax.axis_index("data")), whole, batches)
+        return jax.tree.map(lambda x: x[None], sums)
+
+    in_specs = P(), P(), P(None, "data")
+    by_data = jax.shard_map(own, in_specs=in_specs, out_specs=P("data"), axis_names={"data"}, check_vma=False)
+    return lambda *given: jax.tree.map(lambda x: x.sum(axis=0), by_data(*given))
+
+
+def _left(spec: P) -> P:
+    """`spec` along the axes that are XLA's to split: the program around may have split the others itself."""
+    parts = ((part,) if isinstance(part, str) else part or () for part in spec)
+    return P(*(_left_axes(part) or None for part in parts))
+
+
+def _left_axes(axes: Sequence[str]) -> tuple[str, ...]:
+    taken = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in axes if axis not in taken)
 
 
 def _current_mesh() -> Mapping[str, int] | None:

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, Integer, PRNGKeyArray, UInt32
 
+from nanogpt_jax.core import sharding
 from nanogpt_jax.core.layers import require_tokens
 from nanogpt_jax.core.lora import Base
 from nanogpt_jax.core.ops import AnyArray
@@ -172,8 +173,8 @@ def make_train_step(
     """The jitted ``train_step(state, batch) -> (state, metrics)``, which donates `state`.
 
     A batch of shape (B, T) is one micro-batch; one of shape (A, B, T) is A of them, whose gradients are added up before
-    the single update (gradient accumulation: the memory of one, the gradient of all). The loss is `loss_fn`'s mean over
-    all targets of the update, however many of them each micro-batch and each device holds.
+    the single update (gradient accumulation: the memory of one, the gradient of all), along a mesh's ``data`` once.
+    The loss is `loss_fn`'s mean over all targets of the update, however many each micro-batch and each device holds.
 
     Metrics are float32 scalars: ``loss`` (nats per token, before the update) and ``grad_norm`` (before clipping).
     With `skip_nonfinite` an update whose metrics are not finite changes ``step`` alone, not even the optimizer's count.
@@ -212,15 +213,20 @@ def _accumulated(
         return value_and_grad(model, params, batch, weights / weights.sum(), key, base)
     steps = batch.tokens.shape[0]
 
-    def add(total: Any, micro: tuple[Array, AnyBatch, Array]) -> tuple[Any, None]:
-        index, micro_batch, micro_weights = micro
-        part = value_and_grad(model, params, micro_batch, micro_weights, jax.random.fold_in(key, index), base)
-        return jax.tree.map(jnp.add, total, part), None
+    def total(key: PRNGKeyArray, whole: Any, batches: tuple[AnyBatch, Array]) -> tuple[Array, Params]:
+        params, base = whole
 
-    zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+        def add(total: Any, micro: tuple[Array, tuple[AnyBatch, Array]]) -> tuple[Any, None]:
+            index, (micro_batch, micro_weights) = micro
+            part = value_and_grad(model, params, micro_batch, micro_weights, jax.random.fold_in(key, index), base)
+            return jax.tree.map(jnp.add, total, part), None
+
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zero, (jnp.arange(steps, dtype=jnp.int32), batches))[0]
+
     of_mean = weights / (weights.sum() / steps)
-    total, _ = jax.lax.scan(add, zero, (jnp.arange(steps, dtype=jnp.int32), batch, of_mean))
-    return jax.tree.map(lambda x: x / steps, total)
+    sums = sharding.sum_along_data(total)(key, (params, base), (batch, of_mean))
+    return jax.tree.map(lambda x: x / steps, sums)
 
 
 def make_eval_step(model: nn.Module) -> Callable[..., Float[Array, ""]]:

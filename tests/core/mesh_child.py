@@ -5,9 +5,9 @@ Trains one tiny model on every mesh and prints what it found as JSON.
 
 import dataclasses
 import json
+import math
 import re
 import sys
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,52 @@ def partly_ignored(batch):
     return batch._replace(targets=jnp.where(left_out, IGNORED, batch.targets))
 
 
+def collectives(program, shape):
+    """Of each in a compiled program: its kind, the axes of the mesh that it goes along, and whether it is in a loop."""
+    bodies = {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?%(\S+) \(.*\{$\n((?:  .*\n)*)", program, re.MULTILINE)}
+    in_loops, found = set(re.findall(r"body=%([\w.-]+)", program)), list(re.findall(r"body=%([\w.-]+)", program))
+    while found:  # what a loop's body calls is in the loop
+        called = re.findall(r"=\{?%([\w.-]+)", bodies[found.pop()])
+        found += [name for name in called if name in bodies and name not in in_loops]
+        in_loops.update(found)
+    kinds = r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\((.*)"
+    return [
+        (kind, axes_of(groups(rest), shape), name in in_loops)
+        for name, body in bodies.items()
+        for kind, rest in re.findall(kinds, body)
+    ]
+
+
+def axes_of(groups, shape):
+    """The axes of the mesh along which devices of one group differ."""
+    places = [np.transpose(np.unravel_index(group, shape)) for group in groups]
+    return [axis for i, axis in enumerate(sharding.AXES) if any(np.ptp(place[:, i]) for place in places)]
+
+
+def groups(rest):
+    """The groups of devices of a collective, which XLA writes in three ways."""
+
+    def numbers(text):
+        return [int(number) for number in re.findall(r"\d+", text)]
+
+    def counted(text):
+        """Devices in the order of [2,4]T(1,0): counted in an array of that shape, which is then transposed."""
+        dims, _, order = text.partition("T")
+        ids = np.arange(math.prod(numbers(dims))).reshape(numbers(dims))
+        return ids.transpose(numbers(order)) if order else ids
+
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{(.*?)\}\}", rest):
+        return [numbers(group) for group in found[1].split("},{")]
+    if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        return counted(found[2]).reshape(numbers(found[1])).tolist()
+    found = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\))\))? \{(.*?)\}", rest)
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    dims = [int(size) for size in sizes.values()]
+    ids = counted(found[2] or f"[{math.prod(dims)}]").reshape(dims)
+    along = [list(sizes).index(axis) for axis in re.findall(r"\w+", found[3])]
+    return np.moveaxis(ids, along, range(len(along))).reshape(math.prod(dims[i] for i in along), -1).T.tolist()
+
+
 def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
     settings = dataclasses.replace(SETTINGS, **SHAPES[shape_name])
     model, tx = GPT(settings.gpt_config(vocab_size)), make_optimizer(settings)
@@ -87,12 +133,11 @@ def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):
         program = step.lower(state, batch).compile().as_text() if mesh is not None else ""
         for i in range(STEPS):
             batch = cut(feed.random_batch(mesh, FILE, "train", 1, i, rows, SETTINGS.block_size))
-            state, metrics = step(state, partly_ignored(batch) if i == STEPS - 1 else batch)
+            state, metrics = step(state, partly_ignored(batch) if i >= STEPS // 2 else batch)
             losses.append(float(metrics["loss"]))
         after = (state.base.variables["params"] if tuned else state.params)["h_0"]["mlp"]["c_fc"]["kernel"]
         found["after"] = max(s.data.size for s in after.addressable_shards) / after.size
-    kinds = re.findall(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", program)
-    return found | {"losses": losses, "collectives": Counter(kinds)}
+    return found | {"losses": losses, "collectives": collectives(program, shape)}
 
 
 if __name__ == "__main__":

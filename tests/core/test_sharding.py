@@ -6,6 +6,7 @@ Virtual devices exist in fresh processes only, so one child trains on all meshes
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,12 @@ MESHES = {
 }  # fmt: skip
 RUNS = [
     ("auto", 1, SMALL, 1), *((mesh, count, SMALL, 1) for mesh, count in MESHES.items()),
-    ("auto", 1, LARGE, 2), ("data:2,fsdp:2,tensor:2", 8, LARGE, 2),
+    ("auto", 1, LARGE, 2), ("tensor:2", 2, LARGE, 2),
+    *((mesh, 8, LARGE, 2) for mesh in ("data:8", "fsdp:8", "data:2,fsdp:2,tensor:2")),
     ("auto", 1, SMALL, 1, "llama"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "llama"),
     ("auto", 1, SMALL, 1, "muon"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "muon"),
     ("auto", 1, SMALL, 1, "one key head"), ("data:4,tensor:2", 8, SMALL, 1, "one key head"),
-    ("auto", 1, SMALL, 1, "lora, two texts a row"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 1, "lora, two texts a row"),
+    ("auto", 1, SMALL, 2, "lora, two texts a row"), ("data:2,fsdp:2,tensor:2", 8, SMALL, 2, "lora, two texts a row"),
 ]  # fmt: skip
 
 
@@ -44,8 +46,13 @@ def found():
     return dict(zip(RUNS, json.loads(done.stdout), strict=True))
 
 
+def kinds(of):
+    return Counter(kind for kind, *_ in of["collectives"])
+
+
 @pytest.mark.parametrize("run", [run for run in RUNS if run[1] > 1], ids=str)
 def test_every_mesh_gives_the_losses_of_one_device(found, run):
+    """In the second half of the updates devices count unequally many targets: the last one none."""
     alone = found["auto", 1, *run[2:]]
     assert found[run]["bits"] == alone["bits"]
     assert found[run]["losses"] == pytest.approx(alone["losses"], rel=0, abs=1e-5)
@@ -61,22 +68,35 @@ def test_no_device_holds_more_than_its_share(found, mesh):
 
 
 def test_data_parallel_training_sums_gradients_and_nothing_else(found):
-    assert set(found["data:8", 8, SMALL, 1]["collectives"]) == {"all-reduce"}
+    assert set(kinds(found["data:8", 8, SMALL, 1])) == {"all-reduce"}
 
 
 def test_fsdp_gathers_each_matrix_and_brings_its_gradient_back(found):
     """XLA:CPU has no pass that joins an all-reduce and a slice to a reduce-scatter; a TPU's program has neither."""
-    collectives = found["fsdp:8", 8, SMALL, 1]["collectives"]
+    collectives = kinds(found["fsdp:8", 8, SMALL, 1])
     assert set(collectives) <= {"all-gather", "all-reduce", "reduce-scatter"}
     matrices = 6  # four of the block, and two tables, of which that of the tokens is used twice
     assert matrices <= collectives["all-gather"] <= matrices + 2
 
 
 def test_tensor_parallel_training_deals_out_heads_without_gathering_activations(found):
-    collectives = found["tensor:2", 2, SMALL, 1]["collectives"]
+    collectives = kinds(found["tensor:2", 2, SMALL, 1])
     assert set(collectives) == {"all-reduce", "all-to-all", "all-gather"}
     assert collectives["all-to-all"] == 2  # c_attn to heads, and its gradient back
     assert collectives["all-gather"] == 2  # the gradients of two bias vectors
+
+
+def test_micro_batches_are_summed_along_data_once_an_update(found):
+    """Nothing goes along `data` in the loop over them: before it the number of targets does, after it the sums."""
+    alone, mixed = (found[mesh, 8, LARGE, 2]["collectives"] for mesh in ("data:8", "data:2,fsdp:2,tensor:2"))
+    assert alone == [["all-reduce", ["data"], False]] * 2
+    assert {(kind, in_loop) for kind, axes, in_loop in mixed if "data" in axes} == {("all-reduce", False)}
+
+
+def test_each_micro_batch_brings_its_gradient_to_the_shares_along_fsdp(found):
+    """Else each device would hold a whole one; XLA:CPU reduces everywhere and slices."""
+    collectives = found["fsdp:8", 8, LARGE, 2]["collectives"]
+    assert "all-reduce" in [kind for kind, axes, in_loop in collectives if in_loop]
 
 
 @pytest.mark.parametrize(
