@@ -96,7 +96,7 @@ def open_data(settings: Settings) -> Data:
         meta = load_meta(folder)
         path, sizes = folder / "train.bin", (meta.vocab_size, settings.block_size, meta.train_tokens)
         file = open_tokens(path, *sizes, meta.shards("train"), meta.dtype)
-        return Data(file, str(folder))
+        return Data(file._replace(once=not settings.with_replacement), str(folder))
     vocab_size = settings.vocab_size or 65
     tokens = random_tokens(vocab_size, max(1 << 18, 2 * settings.block_size), settings.seed)
     file = TokenFile(tokens.astype(token_type(vocab_size)), Path("random tokens"), vocab_size)

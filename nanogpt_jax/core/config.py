@@ -74,6 +74,7 @@ class Settings:
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
     data_dir: str = setting("data", "data", "folder that holds the data sets")
+    with_replacement: bool = setting(True, "data", "draw each window of a text anew from all, as nanoGPT does; False: each comes once an epoch, as examples do in any case")
     segments: bool = setting(True, "data", "of a data set of examples, those in one row do not see each other")
     batch_size: int = setting(12, "data", "sequences in one micro-batch")
     gradient_accumulation_steps: int = setting(40, "data", "micro-batches averaged for one update")

@@ -19,7 +19,8 @@ from jaxtyping import Float32, Int64, Integer, UInt
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import AnyBatch, Batch
 from nanogpt_jax.data.commands import to_prepare
-from nanogpt_jax.data.examples import Rows, batch_of, rows_of_batch
+from nanogpt_jax.data.epochs import rows_of_batch, windows_of_batch
+from nanogpt_jax.data.examples import Rows, batch_of
 from nanogpt_jax.data.files import refused
 from nanogpt_jax.data.shards import Shards, damaged
 from nanogpt_jax.data.tokenizer import TokenType
@@ -29,12 +30,13 @@ _STREAMS = {"train": 0, "train_eval": 1, "val": 2}
 
 
 class TokenFile(NamedTuple):
-    """One split: its tokens, where they came from, how many different ones there may be, and the rows of examples."""
+    """One split: its tokens, where they came from, how many different ones there may be, and how batches are drawn."""
 
     tokens: Shards | UInt[np.ndarray, " N"]
     path: Path
     vocab_size: int
     rows: Rows | None = None  # where it is of examples
+    once: bool = False  # training has each window once an epoch
 
 
 def open_tokens(
@@ -101,10 +103,12 @@ def random_starts(
 ) -> Int64[np.ndarray, "*shape"]:
     """Where the windows of a random batch begin; with Philox (Salmon et al., 2011) without drawing those before it.
 
-    Of examples, the numbers of rows: for training each once an epoch.
+    Of examples, the numbers of rows. For training those come once an epoch, and windows do where the file says so.
     """
-    if file.rows is not None and stream == "train":
+    if stream == "train" and file.rows is not None:
         return rows_of_batch(len(file.rows), seed, index, shape)
+    if stream == "train" and file.once:
+        return windows_of_batch(len(file.tokens), block_size, seed, index, shape)
     draw = np.random.Generator(np.random.Philox(key=[seed, _STREAMS[stream]], counter=[0, 0, 0, index]))
     return draw.integers(len(file.tokens) - block_size if file.rows is None else len(file.rows), size=shape)
 

@@ -1,12 +1,10 @@
-"""Examples packed into rows, and the rows of a batch: each once an epoch, in an order that the seed gives.
+"""Examples packed into rows, and rows as a batch.
 
-A row is as many examples, one after the other as they lie in the file, as fit into a block whole. Which rows a batch
-has is a function of (seed, index) alone, as the windows of a plain text are.
+A row is as many examples, one after the other as they lie in the file, as fit into a block whole.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,23 +80,6 @@ def packed(sizes: Int64[np.ndarray, " E"], room: int) -> Int64[np.ndarray, " R"]
         done = int(total[np.searchsorted(total, done + room, side="right") - 1])
         ends.append(done)
     return np.array(ends, np.int64)
-
-
-def rows_of_batch(rows: int, seed: int, index: int, shape: tuple[int, ...]) -> Int64[np.ndarray, "*shape"]:
-    """The rows of training batch `index`: one epoch after the other, each of which has every row once."""
-    size = int(np.prod(shape))
-    places = np.arange(index * size, (index + 1) * size)
-    epochs = range(int(places[0]) // rows, int(places[-1]) // rows + 1)
-    return np.concatenate([_order(rows, seed, e)[places[places // rows == e] % rows] for e in epochs]).reshape(shape)
-
-
-@functools.lru_cache(2)  # a batch has rows of two epochs at most where there are more rows than it takes
-def _order(rows: int, seed: int, epoch: int) -> Int64[np.ndarray, " {rows}"]:
-    """The order of the rows in an epoch."""
-    return np.random.Generator(np.random.Philox(key=[seed, _EPOCHS], counter=[0, 0, 0, epoch])).permutation(rows)
-
-
-_EPOCHS = 3  # a stream of its own, beside those of `dataset.py`
 
 
 def batch_of(

@@ -177,7 +177,7 @@ def _open_split(settings: Settings, folder: Path, meta: prepared.Meta, split: st
     least = 1 if of_examples else settings.block_size  # examples are as long as they are
     file = dataset.open_tokens(path, meta.vocab_size, least, tokens, meta.shards(split), meta.dtype)
     if not of_examples:
-        return file
+        return file._replace(once=not settings.with_replacement)
     marks = prepared.token_files(folder, meta, split + prepared.MARKS)
     return file._replace(rows=open_rows(marks, len(file.tokens), settings.block_size, settings.segments))
 

@@ -1,12 +1,14 @@
 """Batches are pure functions of (seed, split, index), and every target of a split is seen once in the whole pass."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanogpt_jax.core.errors import UserError
-from nanogpt_jax.data.dataset import open_tokens, random_batch, whole_split
+from nanogpt_jax.data.dataset import TokenFile, open_tokens, random_batch, whole_split
 
 
 @pytest.fixture
@@ -52,6 +54,32 @@ def test_the_whole_pass_predicts_each_token_but_the_first_once(tmp_path_factory,
         seen += part.targets[kept].tolist()
         np.testing.assert_array_equal(part.tokens[kept] + 1, part.targets[kept])
     assert seen == list(range(1, n))
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(9, 200), batch=st.integers(1, 7), block=st.integers(1, 8), seed=st.integers(0, 3))
+def test_without_replacement_each_token_comes_once_an_epoch(n, batch, block, seed):
+    file = TokenFile(np.arange(n, dtype="<u2"), Path("train.bin"), n, once=True)
+    windows = max(1, (n - block) // block)
+    batches = [random_batch(file, "train", seed, i, (batch,), block) for i in range(-(-3 * windows // batch))]
+    rows = np.concatenate([each.tokens for each in batches])
+    np.testing.assert_array_equal(rows + 1, np.concatenate([each.targets for each in batches]))
+    for epoch in range(3):
+        seen = np.sort(rows[epoch * windows : (epoch + 1) * windows].ravel())
+        np.testing.assert_array_equal(seen, np.arange(seen[0], seen[0] + windows * block))
+    assert n - windows * block < 2 * block + (n < 2 * block)  # which is all that is left out
+    again = random_batch(file, "train", seed, len(batches) - 1, (1, batch), block)
+    np.testing.assert_array_equal(again.tokens[0], batches[-1].tokens)
+
+
+def test_epochs_without_replacement_have_orders_and_places_of_their_own():
+    file = TokenFile(np.arange(1000, dtype="<u2"), Path("train.bin"), 1000, once=True)
+    firsts = [random_batch(file, "train", 0, i, (124,), 8).tokens[:, 0] for i in range(40)]
+    assert {int(each.min()) for each in firsts} == set(range(8))  # where the first window begins
+    orders = [tuple(np.argsort(each)) for each in firsts]
+    assert len({*orders, tuple(np.argsort(random_batch(file, "train", 1, 0, (124,), 8).tokens[:, 0]))}) == 41
+    val = [random_batch(each, "val", 0, 0, (50,), 8).tokens for each in (file, file._replace(once=False))]
+    np.testing.assert_array_equal(*val)  # an estimate of the loss is drawn as ever
 
 
 def write(path, tokens):

@@ -18,7 +18,8 @@ from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import IGNORED, Batch, init_params, loss_fn
 from nanogpt_jax.data import dataset
 from nanogpt_jax.data.chat import TEMPLATES
-from nanogpt_jax.data.examples import Rows, batch_of, open_rows, packed, rows_of_batch
+from nanogpt_jax.data.epochs import rows_of_batch
+from nanogpt_jax.data.examples import Rows, batch_of, open_rows, packed
 from nanogpt_jax.data.prepared import BEGINS, LEARNT, load_meta, load_tokenizer
 from nanogpt_jax.data.tasks import prepare_examples
 from tests.helpers.prepared import decoded, tokens
