@@ -154,7 +154,7 @@ LONG = (
     r"train\.py shakespeare_char(_cpu)? --(?!dataset=)", r"train\.py --dataset=mine$",  # what others train
     r"train\.py \| cat$",
     r"train\.py (laptop|shakespeare_char_cpu_modern)$",  # as speedrun_cpu
-    r"\.sweep (speedrun_cpu|\S+_modern|laptop) --seed=\S+$",  # run/test_sweep.py
+    r"\.sweep (speedrun_cpu|\S+_modern|laptop|shakespeare_char_cpu) ",  # run/test_sweep.py
     # tests/evaluate, test_worked_task.py, cli/test_chat.py
     r"\.evaluate ", r"--out_dir=out-(default|char|bpe|full|chats)\b",
 )  # fmt: skip
