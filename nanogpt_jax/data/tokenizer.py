@@ -25,7 +25,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 # How GPT-2 cuts text before merging bytes (Radford et al., 2019): contractions, words, numbers, the rest, white space.
 # A word takes one space before it along, so a run of white space leaves its last character to the word that follows.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+))|\s+(?!\S)|\s+"
 
 TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 """Of the type that `token_type` names for the vocabulary."""
