@@ -70,6 +70,21 @@ class TestText:
         for name, part in (("train.bin", text[:n_train]), ("val.bin", text[n_train:])):
             assert tokens(folder / name).tolist() == whole.encode_ordinary(part).tolist()
 
+    @pytest.mark.parametrize("tokenizer", ["gpt2", "bpe:300"])
+    def test_any_number_of_workers_writes_the_same(
+        self, tokenizer: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if tokenizer == "gpt2":
+            request.getfixturevalue("gpt2_ranks")
+        text = "".join(f"{PLAY} \n\n  {i}\t\t It's{' ' * (i % 5)}\n" for i in range(100))
+        (tmp_path / "text.txt").write_bytes(text.encode())
+        written = []
+        for workers, chunk in ((1, len(text.encode())), (1, 1000), (2, 1000), (7, 777)):
+            monkeypatch.setattr(pieces, "WORKERS", workers)
+            prepare_text([tmp_path / "text.txt"], tmp_path / "set", tokenizer, chunk=chunk)
+            written.append(contents(tmp_path / "set"))
+        assert all(other == written[0] for other in written[1:])
+
     def test_a_bpe_learns_from_the_training_text_alone(self, tmp_path: Path) -> None:
         (tmp_path / "text.txt").write_text("abab " * 90 + "xyxy " * 10)
         prepare_text([tmp_path / "text.txt"], tmp_path / "set", "bpe:300")

@@ -7,6 +7,7 @@ import copy
 import itertools
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,13 @@ def test_round_trip_of_any_text(tokenizer: Tokenizer, text: str) -> None:
     for ids in (tokenizer.encode(text), tokenizer.encode_ordinary(text)):
         assert tokenizer.decode(ids) == text
         assert tokenizer.decode_bytes(ids) == text.encode()
+
+
+def test_threads_make_of_a_text_what_one_makes(tokenizer: Tokenizer) -> None:
+    texts = [SAMPLE[i:] + SAMPLE[:i] for i in range(len(SAMPLE))]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(tokenizer.encode_ordinary, texts))
+    assert [ids.tolist() for ids in made] == [tokenizer.encode_ordinary(text).tolist() for text in texts]
 
 
 def test_bytes_stream_through_an_incremental_decoder(tokenizer: Tokenizer) -> None:
