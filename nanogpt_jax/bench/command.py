@@ -35,8 +35,8 @@ from nanogpt_jax.run import reports
 
 FAILED = 1  # exit status
 _OWN = (
-    "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "budget", "json",
-    "plot", "preset",
+    "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "budget",
+    "json", "plot", "preset",
 )  # fmt: skip
 
 _DESCRIPTION = f"""\

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 from nanogpt_jax.bench.measure import OURS, Plan, Result, measure_sampling, measure_training, note, started
 from nanogpt_jax.bench.report import in_digits, in_memory, in_rate, in_time, sampling_tables, training_tables
-from nanogpt_jax.bench.rounds import OutOfMemory, OutOfTime, WorkerDied, alternate, at_most
-from nanogpt_jax.bench.side import Unavailable
+from nanogpt_jax.bench.rounds import OutOfMemory, OutOfTime, Worker, WorkerDied, alternate, at_most
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.reports import markdown
 
@@ -32,13 +31,16 @@ _PARITY_STEPS, _PARITY_BLOCK = 2, 128  # on the CPU, where PyTorch is, GPT-2 tak
 _WHOLE_FLOAT32 = {"NVIDIA_TF32_OVERRIDE": "0", "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
 
 
+State = Literal["done", "in part", "missed", "failed", "left out"]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a part.
 
     Attributes:
         part: its name.
-        state: done, missed (a tolerance), failed, or left out.
+        state: done, in part (without PyTorch's side), missed (a tolerance), failed, or left out.
         why: it is not done; a line.
         seconds: that it took.
         rows: of the table: the quantity, ours, PyTorch's, and how many times as fast ours is.
@@ -47,7 +49,7 @@ class Outcome:
     """
 
     part: str
-    state: Literal["done", "missed", "failed", "left out"]
+    state: State
     why: str = ""
     seconds: float = 0.0
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
@@ -67,19 +69,19 @@ class Parity:
 def device_of(plan: Plan) -> dict[str, Any]:
     """What the plan's device is, in a process that is gone after. Raises `UserError` where there is none such."""
     spec = {"program": OURS, "task": "device", "settings": vars(plan.settings), "vocab_size": plan.vocab_size}
-    with contextlib.ExitStack() as stack:
-        return started(stack, OURS, spec).facts
+    with Worker(OURS, spec, {}) as worker:
+        return worker.facts
 
 
 def measure_gpu(
-    plan: Plan, batch_sizes: Sequence[int], parity: Parity, device: Mapping[str, Any], budget: float
+    plan: Plan, batch_sizes: Sequence[int], parity: Parity, device: Mapping[str, Any], end: float
 ) -> Iterator[Outcome]:
-    """The outcome of each part as soon as it is there, all of them within `budget` seconds.
+    """The outcome of each part as soon as it is there, all of them until `end`, as `time.monotonic` has it.
 
     Training is measured at the largest of `batch_sizes` that fits, which the parts after it take too. `device` is what
     `device_of` said.
     """
-    end = time.monotonic() + budget
+    most = _MOST_OF_THE_TIME * (end - time.monotonic())
     fits = [batch_sizes[-1]]
     parts: dict[str, Callable[[str], Outcome]] = {
         "training": lambda part: _training(part, plan, batch_sizes, fits),
@@ -88,18 +90,21 @@ def measure_gpu(
         "sampling": lambda part: _sampling(part, plan),
         "kernels": lambda part: _kernels(part, _at(plan, fits[-1]), device),
     }
+    if parity.reference is None:
+        parts = {part: measure for part, measure in parts.items() if not part.startswith("parity")}
     for part, measure in parts.items():
         start = time.monotonic()
         note(f"{part}: {max(0.0, end - start):.0f} s left")
         if start >= end:
-            yield Outcome(part, "left out", f"the {budget:g} s were spent")
+            yield Outcome(part, "left out", "no time was left")
             continue
         try:
-            with at_most(min(end - start, _MOST_OF_THE_TIME * budget)):
+            with at_most(min(end - start, most)):
                 outcome = measure(part)
-        except (UserError, Unavailable, WorkerDied) as error:
-            spent = isinstance(error, OutOfTime)
-            outcome = Outcome(part, "left out" if spent else "failed", " ".join(str(error).split()))
+        except Exception as error:  # whatever it is: the GPU is lent for the other parts as well
+            said = str(error) if isinstance(error, UserError | WorkerDied) else f"{type(error).__name__}: {error}"
+            state: State = "left out" if isinstance(error, OutOfTime) else "failed"
+            outcome = Outcome(part, state, " ".join(said.split()))
         yield dataclasses.replace(outcome, seconds=time.monotonic() - start)
 
 
@@ -115,7 +120,7 @@ def _training(part: str, plan: Plan, batch_sizes: Sequence[int], fits: list[int]
     for size in batch_sizes:
         note(f"batch of {size}")
         try:
-            result = measure_training(_at(plan, size))
+            result = _with_or_without(measure_training, _at(plan, size))
         except OutOfMemory as error:
             note(f"batch of {size}: {error}")
             if size == batch_sizes[-1]:
@@ -131,13 +136,11 @@ def _training(part: str, plan: Plan, batch_sizes: Sequence[int], fits: list[int]
         return name, of(ours), other, in_digits(theirs.ratio) if ratio and theirs and theirs.ratio else ""
 
     update = f"update of {size} x {plan.settings.block_size} tokens"
+    if theirs is not None:
+        update += f", beside {theirs.name}"
     share = "MFU, of" if case.limit.source.startswith("published") else "share of"
     rows = [
-        row(
-            update if theirs is None else f"{update}, beside {theirs.name}",
-            lambda side: in_time(side.median_seconds),
-            True,
-        ),
+        row(update, lambda side: in_time(side.median_seconds), True),
         row("tokens per second", lambda side: in_digits(side.tokens_per_second)),
         row(f"{share} {in_rate(case.limit)}", lambda side: f"{side.share_of_limit:.1%}"),
         row("peak memory", lambda side: in_memory(side.peak_memory)),
@@ -149,13 +152,11 @@ def _training(part: str, plan: Plan, batch_sizes: Sequence[int], fits: list[int]
             ("the same, nothing compiled before", in_time(result.start.cold), "", ""),
         ]
     figures = {"batch_size": size, "tried": list(batch_sizes), "result": dataclasses.asdict(result)}
-    return Outcome(part, "done", _absent(result), rows=rows, told=training_tables(result), figures=figures)
+    return _outcome(part, result, rows, training_tables(result), figures)
 
 
 def _parity(part: str, plan: Plan, parity: Parity, dtype: str, device: Mapping[str, Any]) -> Outcome:
     """`compare` on the device with PyTorch on the CPU, held to the tolerances of the type."""
-    if parity.reference is None:
-        return Outcome(part, "left out", "it takes PyTorch, and against=none")
     settings = plan.settings
     asked = {
         **parity.explicit, **_PARITY, "accelerator": settings.accelerator, "dtype": dtype,
@@ -181,14 +182,13 @@ def _parity(part: str, plan: Plan, parity: Parity, dtype: str, device: Mapping[s
 
 def _sampling(part: str, plan: Plan) -> Outcome:
     """Tokens per second of one text and of several at once."""
-    result = measure_sampling(plan)
+    result = _with_or_without(measure_sampling, plan)
     rows = []
     for case in result.cases:
         ours, theirs = case.sides[0], case.sides[1] if len(case.sides) > 1 else None
         cells = ("", "") if theirs is None else (in_digits(theirs.tokens_per_second), in_digits(theirs.ratio or 0.0))
         rows.append((f"{case.name}, tokens per second", in_digits(ours.tokens_per_second), *cells))
-    figures = dataclasses.asdict(result)
-    return Outcome(part, "done", _absent(result), rows=rows, told=sampling_tables(result), figures=figures)
+    return _outcome(part, result, rows, sampling_tables(result), dataclasses.asdict(result))
 
 
 def _kernels(part: str, plan: Plan, device: Mapping[str, Any]) -> Outcome:
@@ -218,6 +218,19 @@ def _at(plan: Plan, batch_size: int) -> Plan:
     return dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, batch_size=batch_size))
 
 
-def _absent(result: Result) -> str:
-    """What this machine does not offer of the other sides, in a line."""
-    return "; ".join(f"{name} was not measured: {why}" for name, why in result.unavailable.items())
+def _with_or_without(measure: Callable[[Plan], Result], plan: Plan) -> Result:
+    """What `measure` finds of both sides or, where the process of one dies, of ours alone."""
+    try:
+        return measure(plan)
+    except WorkerDied as error:
+        if plan.against == "none" or isinstance(error, OutOfMemory | OutOfTime):
+            raise
+        note(f"{error}; once more without the other side")
+        result = measure(dataclasses.replace(plan, against="none"))
+        return dataclasses.replace(result, unavailable={"PyTorch": str(error)})
+
+
+def _outcome(part: str, result: Result, rows: list[tuple[str, str, str, str]], told: str, figures: Any) -> Outcome:
+    """That of a result, which may lack the other side."""
+    why = "; ".join(f"{name} was not measured: {reason}" for name, reason in result.unavailable.items())
+    return Outcome(part, "in part" if why else "done", why, rows=rows, told=told, figures=figures)

@@ -1,4 +1,4 @@
-"""The comparison with PyTorch as a side of the benchmark, so that it runs in a process of its own and can be given up."""
+"""The comparison with PyTorch as a side of the benchmark: in a process of its own, which can be given up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nanogpt_jax.data.files import temporary_folder
 
 
 class Parity:
-    """`compare` of ``spec["base"]`` changed by ``spec["explicit"]`` with ``spec["reference"]`` over ``spec["steps"]``."""
+    """`compare` of the settings ``base``, changed by ``explicit``, with ``reference`` over ``steps``, all of the spec."""
 
     first = "parity"
 

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ _LONGEST_TEXT = 256
 def measure(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Do one of `TASKS` and tell what came of it: by settings as `chosen` has them, and the command's `own` flags.
 
-    Raises `UserError` for what cannot be measured, before anything is started, `WorkerDied`, and `RunFailed` where a part of `gpu` is
-    not there.
+    Raises `UserError` for what cannot be measured, before anything is started, `WorkerDied`, and `RunFailed` where a
+    part of `gpu` is not there.
     """
     {"growth": _growth, "record": _record, "gpu": _gpu}.get(task, _rounds)(task, base, explicit, own)
 
@@ -149,23 +150,21 @@ def _gpu(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any],
     reference = None if plan.against == "none" else plan.reference or "hf"
     if reference == "hf":
         reports.require_installed("transformers", "parity")
+    end = time.monotonic() + budget
     device = device_of(plan)
     title = reports.model_in_words(plan.settings) + (f"; {changed}" if changed else "")
     where = f"{device['devices']} x {device['device']} ({_processor()})"
     print(f"model      {title}\nbatches    from {source}\ndevice     {where}, {device['dtype']}", flush=True)
-    document = _document(plan.settings, device) | {
-        "batches": source,
-        "plan": dataclasses.asdict(plan),
-        "budget": budget,
-    }
+    document = _document(plan.settings, device) | {"batches": source, "plan": dataclasses.asdict(plan)}
+    document |= {"budget": budget, "parts": {}}
     outcomes = []
-    for outcome in measure_gpu(plan, sizes, Parity(base, explicit, reference), device, budget):
+    for outcome in measure_gpu(plan, sizes, Parity(base, explicit, reference), device, end):
         outcomes.append(outcome)
         print(f"\n{outcome.part}: {outcome.state}, {outcome.seconds:.0f} s {outcome.why}".rstrip())
         if outcome.told:
             print(f"\n{outcome.told}")
         sys.stdout.flush()
-        document["parts"] = {each.part: dataclasses.asdict(each) for each in outcomes}
+        document["parts"][outcome.part] = {**dataclasses.asdict(outcome), "told": None}
         reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
     print(f"\n{gpu_table(outcomes)}\n\n{where}, {device['dtype']}; all of it in {own['json']}")
     lacking = [f"{each.part} {each.state}" for each in outcomes if each.state != "done"]

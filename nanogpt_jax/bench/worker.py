@@ -3,8 +3,8 @@
 The first line of stdin is a JSON object that says what to build. The worker builds it, does its unit of work once, and
 answers with a line of facts; then each line ``{"case", "times"}`` makes it do that work so many times and answer with
 the seconds it took. What goes wrong in a way that has words is an answer too: ``{"error"}`` for a user's mistake,
-``{"unavailable"}`` for what this machine does not offer, ``{"out_of_memory"}``. The worker ends when stdin does, so it never outlives its
-parent.
+``{"unavailable"}`` for what this machine does not offer, ``{"out_of_memory"}`` for what has no room on it. The worker
+ends when stdin does, so it never outlives its parent.
 """
 
 from __future__ import annotations
