@@ -167,9 +167,10 @@ def _parity(part: str, plan: Plan, parity: Parity, dtype: str, device: Mapping[s
         "reference": parity.reference, "steps": _PARITY_STEPS,
     }  # fmt: skip
     environment: dict[str, str | None] = {}
+    how = ""
     if device["platform"] == "gpu" and dtype == "float32":
         flags = f"{os.environ.get('XLA_FLAGS', '')} {_WHOLE_FLOAT32['XLA_FLAGS']}".strip()
-        environment = {**_WHOLE_FLOAT32, "XLA_FLAGS": flags}
+        environment, how = {**_WHOLE_FLOAT32, "XLA_FLAGS": flags}, ", TF32 off"
     with contextlib.ExitStack() as stack:
         facts = started(stack, part, spec, environment).facts
     missed = [row["quantity"] for row in facts["rows"] if row["verdict"] == "MISSED"]
@@ -177,7 +178,9 @@ def _parity(part: str, plan: Plan, parity: Parity, dtype: str, device: Mapping[s
     said = f"{len(missed)} of {count} tolerances MISSED" if missed else f"all {count} tolerances hold"
     why = f"{', '.join(sorted(set(missed)))}" if missed else ""
     told = facts.pop("told")
-    return Outcome(part, "missed" if missed else "done", why, rows=[(part, said, "", "")], told=told, figures=facts)
+    return Outcome(
+        part, "missed" if missed else "done", why, rows=[(part + how, said, "", "")], told=told, figures=facts
+    )
 
 
 def _sampling(part: str, plan: Plan) -> Outcome:

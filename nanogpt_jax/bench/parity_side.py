@@ -13,7 +13,7 @@ from nanogpt_jax.data.files import temporary_folder
 
 
 class Parity:
-    """`compare` of the settings ``base``, changed by ``explicit``, with ``reference`` over ``steps``, all of the spec."""
+    """`compare` of the spec's settings `base`, changed by `explicit`, with `reference` over so many `steps`."""
 
     first = "parity"
 

@@ -40,7 +40,7 @@ class OutOfTime(WorkerDied):
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """In the block a worker that has no answer when so many seconds have gone raises `OutOfTime`: it is to be closed."""
+    """In the block a worker that does not answer before so many seconds are over raises `OutOfTime`; close it."""
     before = _deadline.set(time.monotonic() + seconds)
     try:
         yield
