@@ -176,11 +176,10 @@ def _parity(part: str, plan: Plan, parity: Parity, dtype: str, device: Mapping[s
     missed = [row["quantity"] for row in facts["rows"] if row["verdict"] == "MISSED"]
     count = len(facts["rows"])
     said = f"{len(missed)} of {count} tolerances MISSED" if missed else f"all {count} tolerances hold"
-    why = f"{', '.join(sorted(set(missed)))}" if missed else ""
+    why = ", ".join(sorted(set(missed)))
     told = facts.pop("told")
-    return Outcome(
-        part, "missed" if missed else "done", why, rows=[(part + how, said, "", "")], told=told, figures=facts
-    )
+    rows = [(part + how, said, "", "")]
+    return Outcome(part, "missed" if missed else "done", why, rows=rows, told=told, figures=facts)
 
 
 def _sampling(part: str, plan: Plan) -> Outcome:

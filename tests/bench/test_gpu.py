@@ -12,6 +12,7 @@ from nanogpt_jax.bench.measure import Case, Limit, Result, SideResult, Start
 from nanogpt_jax.bench.parity_side import Parity
 from nanogpt_jax.bench.rounds import OutOfMemory, Worker, WorkerDied
 from nanogpt_jax.core.errors import RunFailed, UserError
+from tests.helpers.torch_twin import CHECKOUT
 
 TINY = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--vocab_size=65", "--data_dir=none"]
 CPU = {"platform": "cpu", "device": "cpu", "devices": 1, "dtype": "float32", "attention": "xla", "kernels": ["xla"]}
@@ -57,9 +58,8 @@ def bench(monkeypatch, tmp_path, capsys):
 def last_table(out):
     """The rows of the table of all, by their first cell."""
     rows = out[out.index("| measured") :].split("\n\n")[0].splitlines()
-    return {
-        cells[0]: cells[1:] for row in rows[2:] if (cells := [cell.strip() for cell in row.strip("| ").split(" | ")])
-    }
+    cells = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows[2:]]
+    return {name: rest for name, *rest in cells}
 
 
 def test_all_of_it_at_toy_size(monkeypatch, tmp_path, capsys):
@@ -154,7 +154,7 @@ def test_past_its_time_it_measures_nothing_more(bench):
 
     said, out, document = bench("--budget=0.1", measure_training=wait)
     assert document["parts"]["training"]["why"] == "the process of a worker had no more time" and len(died) == 1
-    assert document["parts"]["kernels"]["state"] == "done" or "kernels left out" in said
+    assert "training left out" in said
     said, out, document = bench("--budget=1e-9")
     assert all(part["why"] == "no time was left" for part in document["parts"].values())
     assert last_table(out)["kernels"][0] == "left out"
@@ -182,8 +182,9 @@ def test_the_kernels_that_a_device_has_are_measured_beside_each_other(bench, mon
     assert in_float32["NVIDIA_TF32_OVERRIDE"] == "0" and in_bfloat16 == {}
 
 
-def test_parity_is_what_compare_finds(bench):
-    """In this process; the tolerances and their verdicts are those of tests/compare."""
+def test_parity_is_what_compare_finds(bench, tmp_path):
+    """In this process, beside a checkout; the tolerances and their verdicts are those of tests/compare."""
+    (tmp_path / "model.py").write_text(CHECKOUT)
 
     def start(stack, name, spec, environment=None):
         if "float32" in name:
@@ -192,7 +193,7 @@ def test_parity_is_what_compare_finds(bench):
         side.run(side.first, 1)
         return types.SimpleNamespace(facts=json.loads(json.dumps(side.facts())))
 
-    said, out, document = bench(started=start)
+    said, out, document = bench(f"--reference={tmp_path}", started=start)
     assert "(parity in float32 failed)" in said
     figures = document["parts"]["parity in bfloat16"]["figures"]
     assert figures["settings"]["dtype"] == "bfloat16" and figures["settings"]["batch_size"] == 1
@@ -201,12 +202,11 @@ def test_parity_is_what_compare_finds(bench):
 
 
 @pytest.mark.parametrize(
-    "error", ["MemoryError()", "RuntimeError('RESOURCE_EXHAUSTED: 9 GB')", "Exception('CUDA out of memory')"]
+    "error", ["MemoryError()", "RuntimeError('RESOURCE_EXHAUSTED: 9')", "OSError('out of memory')"]
 )
 def test_a_worker_says_that_memory_ran_out(error):
-    program = (
-        f"from nanogpt_jax.bench import worker\ndef built(spec): raise {error}\nworker._built = built\nworker.main()"
-    )
+    replaced = f"def built(spec): raise {error}\nworker._built = built\nworker.main()"
+    program = f"from nanogpt_jax.bench import worker\n{replaced}"
     done = subprocess.run([sys.executable, "-c", program], input="{}\n", capture_output=True, text=True, check=True)
     assert list(json.loads(done.stdout)) == ["out_of_memory"]
 
@@ -224,7 +224,7 @@ def test_a_worker_says_that_memory_ran_out(error):
 )
 def test_wrong_use_is_one_line(argv, message, monkeypatch, tmp_path, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # were there a GPU, it would be measured
     with pytest.raises(UserError) as error:
         command.main(argv)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
