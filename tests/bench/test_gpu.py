@@ -7,15 +7,17 @@ import types
 
 import pytest
 
-from nanogpt_jax.bench import command, gpu, measure, tasks
+from nanogpt_jax.bench import command, gpu, measure, parity_side, tasks
 from nanogpt_jax.bench.measure import Case, Limit, Result, SideResult, Start
 from nanogpt_jax.bench.parity_side import Parity
 from nanogpt_jax.bench.rounds import OutOfMemory, Worker, WorkerDied
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed, UserError
-from tests.helpers.torch_twin import CHECKOUT
+from nanogpt_jax.run import reports
 
 TINY = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--vocab_size=65", "--data_dir=none"]
 CPU = {"platform": "cpu", "device": "cpu", "devices": 1, "dtype": "float32", "attention": "xla", "kernels": ["xla"]}
+FACTS = {"rows": [{"verdict": "ok"}] * 3, "told": "a table"}
 SIDE = SideResult("nanogpt-jax", [0.5, 0.25, 1.0], 64.0, 0.4, None, 2**21, 3.0)
 THEIRS = SideResult("PyTorch, compiled", [1.0, 1.0, 1.0], 32.0, 0.2, [2.0, 4.0, 1.0], 2**22, 9.0)
 PEAK = Limit(989e12, "FLOP/s", "published for it, bfloat16")
@@ -40,7 +42,7 @@ def bench(monkeypatch, tmp_path, capsys):
             "measure_training": lambda plan: result_of("train", plan.against, "training"),
             "measure_sampling": lambda plan: result_of("sample", plan.against, measure.WITHIN, "8 texts, within"),
             "device_of": lambda plan: device,
-            "started": lambda *_: types.SimpleNamespace(facts={"rows": [{"verdict": "ok"}] * 3, "told": "a table"}),
+            "started": lambda *_: types.SimpleNamespace(facts=dict(FACTS)),
         }
         for name, function in {**usual, **parts}.items():
             monkeypatch.setattr(tasks if name == "device_of" else gpu, name, function)
@@ -182,28 +184,41 @@ def test_the_kernels_that_a_device_has_are_measured_beside_each_other(bench, mon
     assert in_float32["NVIDIA_TF32_OVERRIDE"] == "0" and in_bfloat16 == {}
 
 
-def test_parity_is_what_compare_finds(bench, tmp_path):
-    """In this process, beside a checkout; the tolerances and their verdicts are those of tests/compare."""
-    (tmp_path / "model.py").write_text(CHECKOUT)
+def test_parity_is_what_compare_finds(bench, monkeypatch):
+    """What it finds is in tests/compare."""
+
+    def compared(base, explicit, reference, steps, *, json):
+        print(f"{reference}, {steps} steps")
+        rows = [{"verdict": "ok", "quantity": "loss"}]
+        reports.write_json(json, {"rows": rows, "settings": vars(Settings(**{**base, **explicit}))})
 
     def start(stack, name, spec, environment=None):
-        if "float32" in name:
-            raise UserError("once is enough")
         side = Parity(spec)
         side.run(side.first, 1)
         return types.SimpleNamespace(facts=json.loads(json.dumps(side.facts())))
 
-    said, out, document = bench(f"--reference={tmp_path}", started=start)
+    monkeypatch.setattr(parity_side, "compared", compared)
+    _, out, document = bench("--block_size=256", started=start)
+    asked = [document["parts"][f"parity in {dtype}"]["figures"]["settings"] for dtype in ("float32", "bfloat16")]
+    assert [settings["dtype"] for settings in asked] == ["float32", "bfloat16"]
+    assert all(
+        (settings["n_embd"], settings["block_size"], settings["batch_size"]) == (16, 128, 1) for settings in asked
+    )
+    assert "hf, 2 steps" in out
+
+
+def test_parity_is_found_in_a_process_of_its_own(bench):
+    def start(stack, name, *arguments):
+        return (
+            measure.started(stack, name, *arguments) if "float32" in name else types.SimpleNamespace(facts=dict(FACTS))
+        )
+
+    said, out, _ = bench("--bias=False", started=start)
     assert "(parity in float32 failed)" in said
-    figures = document["parts"]["parity in bfloat16"]["figures"]
-    assert figures["settings"]["dtype"] == "bfloat16" and figures["settings"]["batch_size"] == 1
-    assert len(figures["losses"]["here"]) == 3 and not figures["missed"]
-    assert "| logits, trained weights " in out and "told" not in figures
+    assert "failed: bias=False cannot be compared with Hugging Face's GPT-2; add --bias=True" in out
 
 
-@pytest.mark.parametrize(
-    "error", ["MemoryError()", "RuntimeError('RESOURCE_EXHAUSTED: 9')", "OSError('out of memory')"]
-)
+@pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError('RESOURCE_EXHAUSTED')", "OSError('out of memory')"])
 def test_a_worker_says_that_memory_ran_out(error):
     replaced = f"def built(spec): raise {error}\nworker._built = built\nworker.main()"
     program = f"from nanogpt_jax.bench import worker\n{replaced}"
