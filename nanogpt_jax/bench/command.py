@@ -18,6 +18,9 @@ from nanogpt_jax.bench.settings import (
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
     DEFAULT_SEEDS,
+    GPU_BUDGET,
+    GPU_JSON,
+    GPU_PRESET,
     TASKS,
 )
 from nanogpt_jax.cli import entry
@@ -32,8 +35,8 @@ from nanogpt_jax.run import reports
 
 FAILED = 1  # exit status
 _OWN = (
-    "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "json", "plot",
-    "preset",
+    "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "budget",
+    "json", "plot", "preset",
 )  # fmt: skip
 
 _DESCRIPTION = f"""\
@@ -45,8 +48,9 @@ Measure training and sampling beside PyTorch and beside the machine's limit, in 
   {{bench}} train --against=none              without PyTorch
   {{bench}} growth --plot=growth.png          an update's cost over block sizes, widths, batches
   {{bench}} record speedrun_cpu --seeds=3     a preset trained from nothing, as docs/records.md states it
+  {{bench}} gpu                               all that is wanted of a GPU, {GPU_PRESET}, in {GPU_BUDGET / 60:g} minutes
 
-Exit status: 0 done, 1 a measuring process died, 2 wrong use."""
+Exit status: 0 done, 1 a measuring process died or something of gpu's is not there, 2 wrong use."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,7 +72,10 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument(
         "--steps", action="store_true", help="of a record: each step from nanoGPT's recipe to it as well"
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write all numbers and what made them here")
+    group.add_argument("--budget", type=float, metavar="FLOAT", help=f"seconds that gpu may take ({GPU_BUDGET:g})")
+    group.add_argument(
+        "--json", type=Path, metavar="FILE", help=f"write all numbers and what made them here (of gpu: {GPU_JSON})"
+    )
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the rounds, or the growth")
     task, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     given = parser.parse(rest)
@@ -82,10 +89,12 @@ def main(argv: Sequence[str]) -> int:
     if task is None:
         raise UserError(f"say what to measure: {pasteable('bench')} {{{','.join(TASKS)}}}")
     require_choice("task", task, TASKS)
+    if task == "gpu" and own["json"] is None:
+        own["json"] = Path(GPU_JSON)
     reports.require_writable(json=own["json"], plot=own["plot"])
-    for name in ("seeds", "steps"):
-        if own[name] is not None and task != "record":
-            raise UserError(f"{name} is of record alone; leave it out")
+    for name, its_task in (("seeds", "record"), ("steps", "record"), ("budget", "gpu")):
+        if own[name] is not None and task != its_task:
+            raise UserError(f"{name} is of {its_task} alone; leave it out")
 
     # Slow to import, so not before the arguments are known good.
     from nanogpt_jax.bench.tasks import measure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ from nanogpt_jax.bench.limits import (
     weight_bytes,
 )
 from nanogpt_jax.compare.inputs import open_data
-from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.attention import choose_kernel
+from nanogpt_jax.core.config import KERNELS, Settings
 from nanogpt_jax.core.decoding_weights import decoding_weights
+from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.sampling import continuations
 from nanogpt_jax.core.sampling_config import SamplingConfig
@@ -28,7 +31,7 @@ from nanogpt_jax.core.train_step import AnyBatch, TrainState, init_params, init_
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)
 from nanogpt_jax.run.accelerator import peak_flops, use_accelerator
-from nanogpt_jax.run.build import build_model
+from nanogpt_jax.run.build import build_model, resolve_dtype
 from nanogpt_jax.run.telemetry import flops_per_token
 
 
@@ -109,6 +112,40 @@ class Sampling:
         for _ in range(times):
             texts = continuations(self._model, config, self._weights, self._prompts[:prompt], self._key, tokens, batch)
             np.asarray(texts)
+
+    def facts(self) -> dict[str, Any]:
+        """As `Side.facts`."""
+        return self._facts
+
+    def peak_memory(self) -> int | None:
+        """As `Side.peak_memory`."""
+        return _peak_memory()
+
+
+class Device:
+    """The device alone: what it is, and which attention kernels take a model's shapes there."""
+
+    first = "look"
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        settings = Settings(**spec["settings"])
+        platform = use_accelerator(settings.accelerator)
+        dtype = resolve_dtype(settings.dtype, platform)
+        config = settings.gpt_config(spec["vocab_size"])
+
+        def chosen(kernel: str) -> str | None:
+            with contextlib.suppress(UserError):
+                return choose_kernel(kernel, platform, config.head_width, dtype, config.dropout)
+            return None
+
+        able = [kernel for kernel in KERNELS if kernel != "auto" and chosen(kernel)]
+        stats = jax.local_devices()[0].memory_stats() or {}
+        self._facts = device_facts(dtype.name) | {
+            "attention": chosen(settings.attention), "kernels": able, "memory_bytes": stats.get("bytes_limit"),
+        }  # fmt: skip
+
+    def run(self, case: str, times: int) -> None:
+        """As `Side.run`: there is nothing to do."""
 
     def facts(self) -> dict[str, Any]:
         """As `Side.facts`."""

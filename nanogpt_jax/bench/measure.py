@@ -18,9 +18,8 @@ from nanogpt_jax.data.files import temporary_folder
 
 OURS = "nanogpt-jax"
 TEMPERATURE, TOP_K = 0.8, 200
-WITHIN, PAST, BATCH = "one text, within the block", "one text, past the block", "8 texts, within the block"
+WITHIN, PAST = "one text, within the block", "one text, past the block"
 ROLLING = "one text, past the block, rolling"
-TEXTS_AT_ONCE = 8
 _TOKENS_PAST = 32  # each costs the same
 _LIMIT_TURNS = 8
 _PREALLOCATION_OFF = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two programs share one GPU here
@@ -41,6 +40,8 @@ class Plan:
         seconds: that a turn lasts, unless a single update or text takes longer.
         max_new_tokens: in a text within the block.
         quantize: our weights in sampling, none or int8.
+        at_once: how many texts are drawn at a time, beside one by itself.
+        eager: whether PyTorch, where it is compiled for training, is measured as it is as well.
     """
 
     settings: Settings
@@ -53,6 +54,8 @@ class Plan:
     seconds: float
     max_new_tokens: int
     quantize: Quantize
+    at_once: tuple[int, ...] = (8,)
+    eager: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def measure_training(plan: Plan) -> Result:
         cache = str(stack.enter_context(temporary_folder()))
         environment = {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": None}
         start = _start(work, environment)
-        ours = _started(stack, OURS, {"program": OURS, **work}, environment)
+        ours = started(stack, OURS, {"program": OURS, **work}, environment)
         theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
         tokens = plan.settings.tokens_per_iter
         sides = [ours, *theirs]
@@ -166,7 +169,7 @@ def measure_sampling(plan: Plan) -> Result:
     Hugging Face's model cannot go past its block. With rotary positions one more, ours alone, lets its memory roll.
     """
     T, N = plan.settings.block_size, plan.max_new_tokens
-    shapes = {WITHIN: (1, N, 1), PAST: (T, _TOKENS_PAST, 1), BATCH: (1, N, TEXTS_AT_ONCE)}
+    shapes = {WITHIN: (1, N, 1), PAST: (T, _TOKENS_PAST, 1), **{several(n): (1, N, n) for n in plan.at_once}}
     if plan.against == "hf":
         del shapes[PAST]
     if plan.settings.position == "rope":
@@ -182,7 +185,7 @@ def measure_sampling(plan: Plan) -> Result:
         "quantize": plan.quantize,
     }
     with contextlib.ExitStack() as stack:
-        ours = _started(stack, OURS, {"program": OURS, **work})
+        ours = started(stack, OURS, {"program": OURS, **work})
         theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
         sides_of = {name: [ours] if name == ROLLING else [ours, *theirs] for name in shapes}
         seconds = {name: _alternated(sides, name, name, plan) for name, sides in sides_of.items()}
@@ -212,9 +215,15 @@ def _start(work: Mapping[str, Any], environment: Mapping[str, str | None]) -> St
     return Start(*found)
 
 
-def _started(
+def several(texts: int) -> str:
+    """The case of so many texts at once."""
+    return f"{texts} texts, within the block"
+
+
+def started(
     stack: contextlib.ExitStack, name: str, spec: Mapping[str, Any], environment: Mapping[str, str | None] | None = None
 ) -> Worker:
+    """A worker that the stack closes, which leaves the others memory of the device."""
     note(f"{name}: starting")
     return stack.enter_context(Worker(name, spec, {**_PREALLOCATION_OFF, **(environment or {})}))
 
@@ -236,7 +245,7 @@ def _their_sides(
     sides, unavailable = [], {}
     for name, compiled in _their_names(plan, work["task"]).items():
         try:
-            sides.append(_started(stack, name, {**spec, "compile": compiled}))
+            sides.append(started(stack, name, {**spec, "compile": compiled}))
         except Unavailable as reason:
             note(f"{name}: {reason}")
             unavailable[name] = str(reason)
@@ -250,7 +259,9 @@ def _their_names(plan: Plan, task: str) -> dict[str, bool]:
     if plan.against == "hf":
         return {"Hugging Face": False}
     program = "nanoGPT" if plan.reference is not None else "PyTorch"
-    return {f"{program}, eager": False, f"{program}, compiled": True} if task == "train" else {program: False}
+    if task == "sample":
+        return {program: False}
+    return ({f"{program}, eager": False} if plan.eager else {}) | {f"{program}, compiled": True}
 
 
 def _alternated(sides: Sequence[Worker], case: str, name: str, plan: Plan) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nanogpt_jax.bench.measure import BATCH, TEXTS_AT_ONCE, WITHIN, Limit, Result, SideResult
+from nanogpt_jax.bench.measure import PAST, ROLLING, WITHIN, Limit, Result, SideResult
 from nanogpt_jax.run.reports import OURS as OUR_COLOUR
 from nanogpt_jax.run.reports import THEIRS, THIRD, blank_figure, markdown, write_figure
 
@@ -17,7 +17,7 @@ def training_tables(result: Result) -> str:
     rows = [
         ("time per update, median", *(in_time(side.median_seconds) for side in sides)),
         ("least .. most of the rounds", *(_spread(side.seconds, in_time) for side in sides)),
-        ("tokens per second", *(_digits(side.tokens_per_second) for side in sides)),
+        ("tokens per second", *(in_digits(side.tokens_per_second) for side in sides)),
         ("ours is so many times as fast, median", *(_ratio(side) for side in sides)),
         (f"share of {in_rate(case.limit)}", *(f"{side.share_of_limit:.0%}" for side in sides)),
         ("peak memory of the process", *(in_memory(side.peak_memory) for side in sides)),
@@ -53,7 +53,7 @@ def sampling_tables(result: Result) -> str:
     rows = [
         (
             case.name,
-            *(f"{_digits(side.tokens_per_second)} ({_spread(_rates(side), _digits)})" for side in case.sides),
+            *(f"{in_digits(side.tokens_per_second)} ({_spread(_rates(side), in_digits)})" for side in case.sides),
             *["" for _ in names[len(case.sides) :]],
             *(_ratio(side) for side in case.sides[1:]),
             *["" for _ in names[len(case.sides) :]],
@@ -62,15 +62,18 @@ def sampling_tables(result: Result) -> str:
         for case in result.cases
     ]
     by_name = {case.name: case for case in result.cases}
-    gains = [
-        f"{many.tokens_per_second / one.tokens_per_second:.2f} in {one.name}"
-        for one, many in zip(by_name[WITHIN].sides, by_name[BATCH].sides, strict=True)
-    ]
+    gains = []
+    for case in result.cases:
+        if case.name in (WITHIN, PAST, ROLLING):
+            continue
+        pairs = zip(by_name[WITHIN].sides, case.sides, strict=True)
+        each = [f"{many.tokens_per_second / one.tokens_per_second:.2f} in {one.name}" for one, many in pairs]
+        texts = case.name.partition(",")[0]
+        gains.append(f"{texts} at once give so many times the tokens per second of one: {', '.join(each)}.")
     memory = [f"{in_memory(side.peak_memory)} in {side.name}" for side in result.cases[0].sides]
     limits = {case.limit.unit: case.limit.source for case in result.cases}
     notes = [
-        f"{TEXTS_AT_ONCE} texts at once give so many times the tokens per second of one: {', '.join(gains)}. "
-        f"Peak memory of the process: {', '.join(memory)}.",
+        f"{' '.join(gains)} Peak memory of the process: {', '.join(memory)}.",
         "A token within the block must read the weights, once for all texts, and the keys and values before it; past "
         "the block it must read all of that anew, which is counted in operations. The limits are the rates of "
         f"{' and of '.join(limits.values())}.",
@@ -124,8 +127,8 @@ def in_time(seconds: float) -> str:
     """With three digits, in the unit that suits."""
     for unit, size in (("s", 1), ("ms", 1e-3)):
         if seconds >= size:
-            return f"{_digits(seconds / size)} {unit}"
-    return f"{_digits(seconds / 1e-6)} µs"
+            return f"{in_digits(seconds / size)} {unit}"
+    return f"{in_digits(seconds / 1e-6)} µs"
 
 
 def in_memory(size: int) -> str:
@@ -138,7 +141,8 @@ def in_rate(limit: Limit) -> str:
     return f"{limit.rate / 1e9:,.0f} G{limit.unit}"
 
 
-def _digits(value: float) -> str:
+def in_digits(value: float) -> str:
+    """With three digits, or whole."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 

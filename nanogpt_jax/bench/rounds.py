@@ -6,12 +6,14 @@ import contextlib
 import json
 import math
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,29 @@ from nanogpt_jax.core.errors import UserError
 _REST_SECONDS = 0.3  # between two turns: PyTorch's idle threads spin for a while after their last product
 _KILLED_AFTER = 5.0
 _at_work: list[Worker] = []
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of `time.monotonic`
 
 
 class WorkerDied(Exception):
     """A worker ended without an answer; the message is one line."""
+
+
+class OutOfMemory(WorkerDied):
+    """A worker had less memory than its work takes."""
+
+
+class OutOfTime(WorkerDied):
+    """A worker did not answer in the time there was."""
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """In the block a worker that does not answer before so many seconds are over raises `OutOfTime`; close it."""
+    before = _deadline.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(before)
 
 
 class Worker:
@@ -41,7 +62,7 @@ class Worker:
         """Start the process and wait until it has done its first unit of work.
 
         `environment` changes variables of ours; None takes one away. Raises `UserError` for a mistake it finds,
-        `Unavailable` for what the machine does not offer, and `WorkerDied`.
+        `Unavailable` for what the machine does not offer, and `WorkerDied` with its kinds.
         """
         self.name = name
         self.peak_memory = 0
@@ -105,6 +126,7 @@ class Worker:
         try:
             self._questions.write(json.dumps(request) + "\n")
             self._questions.flush()
+            self._await_answer()
             line = self._answers.readline()
         except BrokenPipeError:
             line = ""
@@ -115,7 +137,16 @@ class Worker:
             raise UserError(answer["error"])
         if "unavailable" in answer:
             raise Unavailable(answer["unavailable"])
+        if "out_of_memory" in answer:
+            raise OutOfMemory(f"the process of {self.name} ran out of memory: {answer['out_of_memory']}")
         return answer
+
+    def _await_answer(self) -> None:
+        """Wait until there is something to read, no longer than `at_most` allows."""
+        if (deadline := _deadline.get()) < math.inf:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self._answers], [], [], left)[0]:
+                raise OutOfTime(f"the process of {self.name} had no more time")
 
     def _end(self) -> str:
         """How the process ended, and the last it said."""

@@ -24,3 +24,11 @@ class Side(Protocol):
 
 class Unavailable(Exception):
     """Something this machine does not offer; the message says what, and why."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether JAX, PyTorch, CUDA's libraries or NumPy say by the error that a device or the host had no more memory."""
+    said = str(error)
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("RESOURCE_EXHAUSTED", "out of memory", "ALLOC_FAILED")
+    )

@@ -8,20 +8,32 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nanogpt_jax.bench.gpu import AT_ONCE, BATCH_SIZES, Parity, device_of, gpu_table, measure_gpu
 from nanogpt_jax.bench.measure import Plan, measure_sampling, measure_training
 from nanogpt_jax.bench.record import measure_record, record_tables, write_record_plot
 from nanogpt_jax.bench.records import RECORDS
 from nanogpt_jax.bench.report import sampling_tables, training_tables, write_plot
-from nanogpt_jax.bench.settings import AGAINST, AXES, DEFAULT_PRESET, DEFAULT_ROUNDS, DEFAULT_SECONDS, DEFAULT_SEEDS
+from nanogpt_jax.bench.settings import (
+    AGAINST,
+    AXES,
+    DEFAULT_PRESET,
+    DEFAULT_ROUNDS,
+    DEFAULT_SECONDS,
+    DEFAULT_SEEDS,
+    GPU_BUDGET,
+    GPU_PRESET,
+    GPU_ROUNDS,
+)
 from nanogpt_jax.compare.inputs import Counterpart, hf_counterpart, open_data
 from nanogpt_jax.core.config import Settings
-from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.core.errors import RunFailed, UserError
 from nanogpt_jax.core.limits import MAX_INT, require_at_least, require_at_most, require_choice
 from nanogpt_jax.core.sampling_config import QUANTIZE, Quantize
 from nanogpt_jax.data.files import is_file
@@ -36,9 +48,10 @@ _LONGEST_TEXT = 256
 def measure(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Do one of `TASKS` and tell what came of it: by settings as `chosen` has them, and the command's `own` flags.
 
-    Raises `UserError` for what cannot be measured, before anything is started, and `WorkerDied`.
+    Raises `UserError` for what cannot be measured, before anything is started, `WorkerDied`, and `RunFailed` where a
+    part of `gpu` is not there.
     """
-    {"growth": _growth, "record": _record}.get(task, _rounds)(task, base, explicit, own)
+    {"growth": _growth, "record": _record, "gpu": _gpu}.get(task, _rounds)(task, base, explicit, own)
 
 
 def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -118,6 +131,45 @@ def _record(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
     document = _document(settings, {}) | {"measured": dataclasses.asdict(measured)}
     reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
     reports.write_where_asked("plot", own["plot"], lambda path: write_record_plot(path, name, measured))
+
+
+def _gpu(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """`gpu`: each part told and written as soon as it is there, and one table of all at the end."""
+    if own["plot"] is not None:
+        raise UserError(f"plot={own['plot']} has no meaning for gpu; leave it out, or measure train and sample")
+    budget = GPU_BUDGET if own["budget"] is None else own["budget"]
+    if not 0 < budget < math.inf:
+        raise UserError(f"budget={budget} is not a time above 0; choose for example {GPU_BUDGET:g}")
+    base = PRESETS[GPU_PRESET] if base is None else base
+    explicit = {"accelerator": "gpu", **explicit}
+    sizes = (explicit["batch_size"],) if "batch_size" in explicit else BATCH_SIZES
+    usual = {"batch_size": sizes[0], "gradient_accumulation_steps": 1}
+    rounds = GPU_ROUNDS if own["rounds"] is None else own["rounds"]
+    plan, source, changed = plan_of(base, {**usual, **explicit}, {**own, "rounds": rounds})
+    plan = dataclasses.replace(plan, at_once=AT_ONCE, eager=False)
+    reference = None if plan.against == "none" else plan.reference or "hf"
+    if reference == "hf":
+        reports.require_installed("transformers", "parity")
+    end = time.monotonic() + budget
+    device = device_of(plan)
+    title = reports.model_in_words(plan.settings) + (f"; {changed}" if changed else "")
+    where = f"{device['devices']} x {device['device']} ({_processor()})"
+    print(f"model      {title}\nbatches    from {source}\ndevice     {where}, {device['dtype']}", flush=True)
+    document = _document(plan.settings, device) | {"batches": source, "plan": dataclasses.asdict(plan)}
+    document |= {"budget": budget, "parts": {}}
+    outcomes = []
+    for outcome in measure_gpu(plan, sizes, Parity(base, explicit, reference), device, end):
+        outcomes.append(outcome)
+        print(f"\n{outcome.part}: {outcome.state}, {outcome.seconds:.0f} s {outcome.why}".rstrip())
+        if outcome.told:
+            print(f"\n{outcome.told}")
+        sys.stdout.flush()
+        document["parts"][outcome.part] = {**dataclasses.asdict(outcome), "told": None}
+        reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
+    print(f"\n{gpu_table(outcomes)}\n\n{where}, {device['dtype']}; all of it in {own['json']}")
+    lacking = [f"{each.part} {each.state}" for each in outcomes if each.state != "done"]
+    if lacking:
+        raise RunFailed(f"not all of it is there ({', '.join(lacking)}); see why below the table, and run it again")
 
 
 def plan_of(

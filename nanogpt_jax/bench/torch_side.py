@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogpt_jax.bench.side import Unavailable
+from nanogpt_jax.bench.side import Unavailable, is_out_of_memory
 from nanogpt_jax.compare.torch_training import adamw, hf_model, learning_rate, nanogpt_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.data.tokenizer import token_type
@@ -57,7 +57,7 @@ class Training:
             try:
                 self._update()
             except Exception as error:
-                if not self._compile or self._iteration:
+                if not self._compile or self._iteration or is_out_of_memory(error):
                     raise
                 why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise Unavailable(f"torch.compile does not work here ({why})") from error
@@ -90,7 +90,9 @@ class Training:
         """Windows at random places, as this project draws them and not slower than nanoGPT does."""
         length = self._settings.block_size
         starts = self._draw.integers(len(self._tokens) - length, size=(self._settings.batch_size, 1))
-        windows = torch.from_numpy(self._tokens[starts + np.arange(length + 1)].astype(np.int64)).to(self._device)
+        windows = torch.from_numpy(self._tokens[starts + np.arange(length + 1)].astype(np.int64))
+        if self._device == "cuda":  # nanoGPT's way: the copy does not wait for the update before it
+            windows = windows.pin_memory().to(self._device, non_blocking=True)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
@@ -241,6 +243,9 @@ def _device(spec: Mapping[str, Any]) -> str:
     device = {"cpu": "cpu", "gpu": "cuda"}.get(spec["platform"])
     if device is None or (device == "cuda" and not torch.cuda.is_available()):
         raise Unavailable(f"this PyTorch ({torch.__version__}) does not run on a {spec['platform'].upper()}")
+    if device == "cuda":  # as nanoGPT has it: float32 products may be TF32's, which JAX's are there as well
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     return device
 
 

@@ -3,8 +3,8 @@
 The first line of stdin is a JSON object that says what to build. The worker builds it, does its unit of work once, and
 answers with a line of facts; then each line ``{"case", "times"}`` makes it do that work so many times and answer with
 the seconds it took. What goes wrong in a way that has words is an answer too: ``{"error"}`` for a user's mistake,
-``{"unavailable"}`` for what this machine does not offer. The worker ends when stdin does, so it never outlives its
-parent.
+``{"unavailable"}`` for what this machine does not offer, ``{"out_of_memory"}`` for what has no room on it. The worker
+ends when stdin does, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nanogpt_jax.bench.side import Side, Unavailable
+from nanogpt_jax.bench.side import Side, Unavailable, is_out_of_memory
 from nanogpt_jax.core.errors import UserError
 
 
@@ -37,19 +37,37 @@ def main() -> None:
         return answer(error=str(error))
     except Unavailable as reason:
         return answer(unavailable=str(reason))
+    except Exception as error:
+        return _answer_for_want_of_memory(error, answer)
     answer(facts=side.facts())
     for line in sys.stdin:
         request = json.loads(line)
         start = time.perf_counter()
-        side.run(request["case"], request["times"])
+        try:
+            side.run(request["case"], request["times"])
+        except Exception as error:
+            return _answer_for_want_of_memory(error, answer)
         seconds = time.perf_counter() - start
         answer(seconds=seconds, peak_memory=side.peak_memory() or _peak_resident_memory())
 
 
+def _answer_for_want_of_memory(error: Exception, answer: Callable[..., None]) -> None:
+    """Answer that memory ran out, if the error says so; else it is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    answer(out_of_memory=" ".join(str(error).split())[:200])
+
+
 def _built(spec: Mapping[str, Any]) -> Side:
+    if spec["task"] == "parity":
+        from nanogpt_jax.bench.parity_side import Parity
+
+        return Parity(spec)
     if spec["program"] == "nanogpt-jax":
         from nanogpt_jax.bench import jax_side
 
+        if spec["task"] == "device":
+            return jax_side.Device(spec)
         return jax_side.Training(spec) if spec["task"] == "train" else jax_side.Sampling(spec)
     from nanogpt_jax.bench import torch_side
 

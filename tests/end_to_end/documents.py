@@ -110,7 +110,7 @@ RULES = (
          add="--seeds=1 --max_iters=2 --eval_iters=1 --n_layer=1 --block_size=8 --batch_size=2 --accelerator=cpu"),
     Rule(r"^python -m nanogpt_jax\.bench (all shakespeare_char|sample gpt2 --vocab_size=50304) ",
          why_not="so short, they are what the other lines of bench are"),
-    Rule(r"^python -m nanogpt_jax\.bench (all|train|sample)\b", add=f"{_BENCH} --rounds=1 --max_new_tokens=2"),
+    Rule(r"^python -m nanogpt_jax\.bench (all|train|sample|gpu)\b", add=f"{_BENCH} --rounds=1 --max_new_tokens=2"),
     Rule(r"^python -m nanogpt_jax\.sweep .*--init_from=resume"),
     Rule(r"^python -m nanogpt_jax\.sweep\b", add=f"{_SHORT} --seed=0,1 --accelerator=cpu"),
     Rule(r"^python -m nanogpt_jax\.evaluate gpt2 ", env=_NO_HUB, status=2, says="gpt2"),
@@ -147,7 +147,7 @@ RULES = (
 LONG = (
     r"tests\.(torture|seeing_cost)\b",  # tests/torture, tests/run/test_live.py
     r"\.compare --",  # tests/compare
-    r"\.bench (all|growth|sample)\b", r"\.bench record (?!speedrun_cpu --reference)",  # tests/bench
+    r"\.bench (all|growth|sample|gpu)\b", r"\.bench record (?!speedrun_cpu --reference)",  # tests/bench
     r"gpt2(_xl)? --mesh=(?!data:8 )", r"gpt2_xl --remat$",  # tests/core/test_sharding.py, test_model.py
     r"--coordinator=",  # tests/run/test_hosts.py
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/

@@ -31,6 +31,7 @@ WORK = {
             "nanogpt_jax.bench.tasks.measure_training",
             "nanogpt_jax.bench.tasks.measure_sampling",
             "nanogpt_jax.bench.tasks.measure_record",
+            "nanogpt_jax.bench.tasks.device_of",
             "nanogpt_jax.bench.growth.measure_growth",
         ],
     ),
