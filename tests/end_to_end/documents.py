@@ -153,7 +153,7 @@ LONG = (
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
     r"train\.py shakespeare_char(_cpu)? --(?!dataset=)", r"train\.py --dataset=mine$",  # what others train
     r"train\.py \| cat$",
-    r"train\.py (laptop|shakespeare_char_cpu_modern)$",  # as speedrun_cpu
+    r"train\.py laptop$",  # as shakespeare_char_cpu_modern
     r"\.sweep (speedrun_cpu|\S+_modern|laptop|shakespeare_char_cpu) ",  # run/test_sweep.py
     # tests/evaluate, test_worked_task.py, cli/test_chat.py
     r"\.evaluate ", r"--out_dir=out-(default|char|bpe|full|chats)\b",
