@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ class TestMeta:
     def test_the_command_works_from_any_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         message = refusal(load_meta, Path("data/shakespeare_char"))
-        assert message.endswith(f"python {ROOT}/data/shakespeare_char/prepare.py --data_dir=data")
+        there = shlex.quote(f"{ROOT}/data/shakespeare_char/prepare.py")
+        assert message.endswith(f"python {there} --data_dir=data")
 
     def test_pickles_are_not_read(self, tmp_path: Path) -> None:
         (tmp_path / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
