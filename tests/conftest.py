@@ -65,9 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What is imported stays: to look through millions of its objects again and again is a twentieth of the time.
+    # What is imported stays: to look through millions of its objects again and again takes time and finds nothing.
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
