@@ -33,7 +33,6 @@ from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.data.process import undone_by_signals
 from nanogpt_jax.run import reports
 
-FAILED = 1  # exit status
 _OWN = (
     "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "budget",
     "json", "plot", "preset",
@@ -104,5 +103,5 @@ def main(argv: Sequence[str]) -> int:
             measure(task, base, explicit, own)
     except WorkerDied as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return entry.FAILED
     return entry.OK

@@ -45,7 +45,7 @@ class Bigram(nn.Module):
         train: bool = False,
     ) -> Float[Array, ""]:
         """As `model.GPT.loss`; a token sees no other in any case."""
-        return ops.weighted_cross_entropy(self(idx), jnp.asarray(targets), jnp.asarray(weights))
+        return ops.weighted_cross_entropy(self(idx), targets, weights)
 
     def logits_at(self, idx: Text, index: Int[Array, ""] | int) -> Float[Array, "B V"]:
         """As `model.GPT.logits_at`."""

@@ -31,10 +31,9 @@ def windows_of_batch(
     """
     windows = max(1, (tokens - block_size) // block_size)
     room = min(block_size, tokens - windows * block_size)  # a target follows the last token of a window
-    epochs = (_places(index, shape) // windows).reshape(shape)
-    begin = {int(e): _philox(seed, _OFFSETS, int(e)).integers(room) for e in np.unique(epochs)}
-    offsets = np.vectorize(begin.__getitem__, otypes=[np.int64])(epochs)
-    return rows_of_batch(windows, seed, index, shape) * block_size + offsets
+    epochs, of_each = np.unique(_places(index, shape) // windows, return_inverse=True)
+    begins = np.array([_philox(seed, _OFFSETS, int(epoch)).integers(room) for epoch in epochs])
+    return rows_of_batch(windows, seed, index, shape) * block_size + begins[of_each].reshape(shape)
 
 
 def _places(index: int, shape: tuple[int, ...]) -> Int64[np.ndarray, " N"]:

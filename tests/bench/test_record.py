@@ -9,6 +9,7 @@ import pytest
 from nanogpt_jax.bench import command
 from nanogpt_jax.bench.record import Measured, Row, Run, in_nats, record_tables
 from nanogpt_jax.bench.records import FROM, RECORDS, Record
+from nanogpt_jax.cli import entry
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.presets import PRESETS
@@ -76,7 +77,7 @@ def test_it_trains_under_each_seed_beside_a_checkout(tmp_path, monkeypatch, caps
 
 def test_a_run_that_fails_ends_it_by_its_own_words(tmp_path, monkeypatch, capsys):
     argv = ["record", "speedrun_cpu", *SHORT, "--seeds=1", f"--data_dir={tmp_path}"]
-    assert command.main(argv) == command.FAILED
+    assert command.main(argv) == entry.FAILED
     assert "ended with status 2: error:" in capsys.readouterr().err
 
 

@@ -5,7 +5,6 @@ Trains one tiny model on every mesh and prints what it found as JSON.
 
 import dataclasses
 import json
-import math
 import re
 import sys
 
@@ -21,6 +20,7 @@ from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import IGNORED, PackedBatch, init_params, init_state, make_train_step
 from nanogpt_jax.data import feed
 from nanogpt_jax.data.dataset import TokenFile
+from nanogpt_jax.run.compile_only.hlo_traffic import groups_of, ways_of
 from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit
 from nanogpt_jax.run.presets import preset
 
@@ -61,40 +61,18 @@ def collectives(program, shape):
         in_loops.update(found)
     kinds = r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\((.*)"
     return [
-        (kind, axes_of(groups(rest), shape), name in in_loops)
+        (kind, axes_of(kind, rest, shape), name in in_loops)
         for name, body in bodies.items()
         for kind, rest in re.findall(kinds, body)
     ]
 
 
-def axes_of(groups, shape):
-    """The axes of the mesh along which devices of one group differ."""
+def axes_of(kind, rest, shape):
+    """The axes of the mesh along which devices of a group differ."""
+    groups = ways_of(rest) if kind == "collective-permute" else groups_of(rest)
+    assert groups and all(len(group) > 1 for group in groups), rest
     places = [np.transpose(np.unravel_index(group, shape)) for group in groups]
     return [axis for i, axis in enumerate(sharding.AXES) if any(np.ptp(place[:, i]) for place in places)]
-
-
-def groups(rest):
-    """The groups of devices of a collective, which XLA writes in three ways."""
-
-    def numbers(text):
-        return [int(number) for number in re.findall(r"\d+", text)]
-
-    def counted(text):
-        """Devices in the order of [2,4]T(1,0): counted in an array of that shape, which is then transposed."""
-        dims, _, order = text.partition("T")
-        ids = np.arange(math.prod(numbers(dims))).reshape(numbers(dims))
-        return ids.transpose(numbers(order)) if order else ids
-
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{(.*?)\}\}", rest):
-        return [numbers(group) for group in found[1].split("},{")]
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
-        return counted(found[2]).reshape(numbers(found[1])).tolist()
-    found = re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\))\))? \{(.*?)\}", rest)
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    dims = [int(size) for size in sizes.values()]
-    ids = counted(found[2] or f"[{math.prod(dims)}]").reshape(dims)
-    along = [list(sizes).index(axis) for axis in re.findall(r"\w+", found[3])]
-    return np.moveaxis(ids, along, range(len(along))).reshape(math.prod(dims[i] for i in along), -1).T.tolist()
 
 
 def run(mesh_text, count, vocab_size, accumulate, shape_name="gpt2"):

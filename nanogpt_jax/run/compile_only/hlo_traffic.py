@@ -136,8 +136,8 @@ def _sent(kind: str, instruction: _Instruction, computation: str, of_a_host: int
         return len({device // of_a_host for device in devices}) if of_a_host else 1
 
     if kind == "collective-permute":
-        return _Sent(kind, size, size if any(hosts_of(way) > 1 for way in _ways(instruction.rest)) else 0.0)
-    group = _group(instruction.rest)
+        return _Sent(kind, size, size if any(hosts_of(way) > 1 for way in ways_of(instruction.rest)) else 0.0)
+    group = groups_of(instruction.rest)[0]  # the others lie in as many hosts
     n, hosts = len(group), hosts_of(group)
     if kind == "all-reduce" and "reduce-scatter" in computation:  # a TPU's way to write it: reduce, then slice
         kind = "reduce-scatter"
@@ -162,24 +162,25 @@ def _result(instruction: _Instruction) -> str:
     return parts[1]
 
 
-def _group(rest: str) -> list[int]:
-    """Devices of one group, from any of the three ways in which XLA writes groups."""
+def groups_of(rest: str) -> list[list[int]]:
+    """The groups of devices of a collective, from any of the three ways in which XLA writes them."""
     if found := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}", rest):
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
         along = [[*sizes].index(axis) for axis in re.findall(r"'([^']+)'", found[3])]
         others = [axis for axis in range(len(sizes)) if axis not in along]
         devices = _counted(found[2] or f"[{math.prod(sizes.values())}]").reshape(*sizes.values())
-        group: list[int] = devices.transpose(*others, *along)[(0,) * len(others)].ravel().tolist()
-        return group
+        together = math.prod(devices.shape[axis] for axis in along)
+        groups: list[list[int]] = devices.transpose(*others, *along).reshape(-1, together).tolist()
+        return groups
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
-        group = _counted(found[2])[: int(found[1])].tolist()
-        return group
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return [int(device) for device in found[1].split(",")]
-    return [0]
+        groups = _counted(found[2]).reshape(-1, int(found[1])).tolist()
+        return groups
+    if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
+        return [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]
+    return [[0]]
 
 
-def _ways(rest: str) -> list[list[int]]:
+def ways_of(rest: str) -> list[list[int]]:
     """From where to where a permute passes arrays on."""
     pairs = rest.partition("source_target_pairs={")[2].partition("}}")[0]
     return [[int(device) for device in way] for way in re.findall(r"(\d+),(\d+)", pairs)]
