@@ -14,7 +14,12 @@ import pytest
 from tests.helpers.commands import HANGS, ROOT, metrics_of
 from tests.helpers.tiny import TINY, prepare_tiny
 
+from .meanings import require_meaning
+
 BLOCK = re.compile(r"^```bash\n(#!/bin/bash\n# (\w+\.sh): .*?)^```$", re.M | re.S)
+PAGE = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+SCRIPTS = {name: text for text, name in BLOCK.findall(PAGE)}
+BEGINS = re.compile(r"^exec (python train\.py gpt2_xl .*)\Z", re.M | re.S)  # the last command of begin.sh
 UPDATES = 300
 
 GCLOUD = """\
@@ -46,17 +51,14 @@ if "ssh" in words:
 @pytest.fixture
 def cloud(tmp_path):
     """A folder with the scripts of the page, for a small run, and the stand-in; and the environment to run them in."""
-    scripts = {name: text for text, name in BLOCK.findall((ROOT / "docs" / "launch.md").read_text(encoding="utf-8"))}
-    assert list(scripts) == ["begin.sh", "keep.sh"]
+    assert list(SCRIPTS) == ["begin.sh", "keep.sh"]
     flags = (*TINY, "--model=bigram", f"--max_iters={UPDATES}", "--save_interval=100", "--log_interval=100")
     small = f'exec python train.py {shlex.join(flags)} --data_dir={prepare_tiny(tmp_path)} --out_dir="$OUT"\n'
-    begin, count = re.subn(
-        r"^exec python train\.py gpt2_xl .*?\n(?=\Z|\S)", small, scripts["begin.sh"], flags=re.M | re.S
-    )
+    begin, count = BEGINS.subn(small, SCRIPTS["begin.sh"])
     assert count == 1
     for name, text in {
         "begin.sh": begin.replace("/mnt/shared/out-gpt2-xl", str(tmp_path / "run")),
-        "keep.sh": scripts["keep.sh"].replace("/mnt/shared/nanogpt-jax", str(tmp_path)),
+        "keep.sh": SCRIPTS["keep.sh"].replace("/mnt/shared/nanogpt-jax", str(tmp_path)),
         "worker.sh": "true\n",
         "train.py": (ROOT / "train.py").read_text(),
     }.items():
@@ -68,7 +70,7 @@ def cloud(tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text(text)
         path.chmod(0o755)
-    path = os.pathsep.join([str(tmp_path / "bin"), str(os.path.dirname(sys.executable)), os.environ["PATH"]])
+    path = os.pathsep.join([str(tmp_path / "bin"), os.path.dirname(sys.executable), os.environ["PATH"]])
     own = {"PATH": path, "HOME": str(tmp_path), "PAUSE": "0", "CLOUD": str(tmp_path), "PYTHONPATH": str(ROOT)}
     return tmp_path, {**os.environ, **own}
 
@@ -95,6 +97,14 @@ def test_a_run_whose_slice_is_taken_goes_on_on_the_next_one(cloud):
     again = run("begin.sh", *cloud)
     assert (again.returncode, again.stderr) == (0, "")
     assert "is finished, at iteration 300" in again.stdout
+
+
+def test_the_large_run_of_the_page_would_begin(tmp_path):
+    command = BEGINS.search(SCRIPTS["begin.sh"])[1].replace("\\\n", " ")
+    for there, here in {"/mnt/shared/data": ROOT / "data", '"$OUT"': tmp_path / "run"}.items():
+        assert there in command
+        command = command.replace(there, str(here))
+    require_meaning(command, tmp_path)
 
 
 def test_a_run_that_fails_on_a_slice_that_is_there_is_not_tried_for_ever(cloud):
