@@ -76,22 +76,41 @@ def test_the_gpus_runs_where_there_is_none(data_dir, tmp_path, monkeypatch):
     require_all_but_parity(run(notebook, tmp_path, data_dir, monkeypatch), "gpu")
 
 
+# Stand-ins: git makes the folder that it is told to, and pip says what it was asked for.
+PROGRAMS = {
+    "bin/git": '#!/bin/sh\nmkdir "$4" && echo "$1 $3"\n',
+    "bin/nvidia-smi": '#!/bin/sh\necho "$DRIVER"\n',
+    "modules/pip/__init__.py": "",
+    "modules/pip/__main__.py": "import sys\nprint(*sys.argv[1:])\n",
+}
+
+
+def installed(kind, folder, **variables):
+    """What the first cell says in a folder without a checkout, by a Python that has no packages."""
+    for name, text in PROGRAMS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "cell.py").write_text(code_cells(read(kind))[0].source)
+    path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, "-S", "-u", "cell.py"], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(folder / "modules"), **variables},
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver", "packages"),
+    [("tpu", "", ".[tpu]"), ("gpu", "580.65.06", ". jax[cuda13]"), ("gpu", "550.54.15", ". jax[cuda12]")],
+)
+def test_where_there_is_no_checkout_one_is_cloned_and_installed(kind, driver, packages, tmp_path):
+    address = "https://example.org/it.git"
+    said = f"clone {address}\ninstall -q -e {packages}\nin nanogpt-jax\n"
+    assert installed(kind, tmp_path, REPOSITORY=address, DRIVER=driver) == (0, said)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_there_is_no_checkout_it_is_cloned_or_its_address_asked_for(kind, tmp_path):
-    """`git` is a stand-in, which makes the folder that it is told to."""
-    git = tmp_path / "bin" / "git"
-    git.parent.mkdir()
-    git.write_text('#!/bin/sh\nmkdir "$4" && echo "$1 $3" > "$4/asked"\n')
-    git.chmod(0o755)
-    (tmp_path / "cell.py").write_text(code_cells(read(kind))[0].source)
-    path = os.pathsep.join([str(git.parent), os.environ["PATH"]])
-    said = []
-    for address in ({}, {"REPOSITORY": "https://example.org/it.git"}):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **address}
-        done = subprocess.run(
-            [sys.executable, "cell.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        said.append((done.returncode, done.stdout, done.stderr))
-    asks = "fill in REPOSITORY above: the address of the project, as `git clone` takes it\n"
-    assert said == [(1, "", asks), (0, "in nanogpt-jax\n", "")]
-    assert (tmp_path / "nanogpt-jax" / "asked").read_text() == "clone https://example.org/it.git\n"
+def test_an_address_that_is_missing_is_asked_for(kind, tmp_path):
+    asked = "fill in REPOSITORY above: the address of the project, as `git clone` takes it\n"
+    assert installed(kind, tmp_path) == (1, asked)
