@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
                     bias=True, qkv_bias=False, activation="relu", tie_word_embeddings=False, lm_head_bias=True),
     "shakespeare_char_cpu": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=2000, lr_decay_iters=2000, eval_iters=20),
     "shakespeare_char": dict(_CHARACTERS, out_dir="out-shakespeare-char", n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=64, max_iters=5000, lr_decay_iters=5000, eval_iters=200, dropout=0.2),
-    "speedrun_cpu": dict(_RECORD, out_dir="out-speedrun", n_layer=2, n_head=4, n_embd=128, block_size=64, batch_size=12, max_iters=250, lr_decay_iters=250, eval_iters=1, rope_theta=100.0,
+    "speedrun_cpu": dict(_RECORD, out_dir="out-speedrun", n_layer=1, n_head=4, n_embd=128, token_shift=True, block_size=64, batch_size=12, max_iters=250, lr_decay_iters=250, eval_iters=1, rope_theta=100.0,
                          learning_rate=2e-2, muon_learning_rate=0.03, muon_momentum=0.85, weight_decay=0.0, warmup_iters=10),
     "shakespeare_char_cpu_modern": dict(_RECORD, out_dir="out-shakespeare-char-modern", n_layer=4, n_head=4, n_embd=128, block_size=256, batch_size=3, max_iters=2000, lr_decay_iters=2000, eval_iters=20, rope_theta=1000.0,
                                         learning_rate=1e-2, muon_learning_rate=0.02, muon_momentum=0.9, warmup_iters=20, with_replacement=False),
