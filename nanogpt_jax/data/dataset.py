@@ -7,9 +7,8 @@ That is what lets a stopped run go on with the data it would have seen.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +112,28 @@ def random_starts(
     return draw.integers(len(file.tokens) - block_size if file.rows is None else len(file.rows), size=shape)
 
 
+def starts_of_batches(
+    file: TokenFile, stream: str, seed: int, indices: Iterable[int], batch_size: int, block_size: int, rows: int
+) -> Iterator[Int64[np.ndarray, " _"]]:
+    """`random_starts` of several batches, one after the other, `rows` at a time; the last may be fewer."""
+    held = np.empty(0, np.int64)
+    for index in indices:
+        held = np.concatenate([held, random_starts(file, stream, seed, index, (batch_size,), block_size)])
+        while len(held) >= rows:
+            yield held[:rows]
+            held = held[rows:]
+    if held.size:
+        yield held
+
+
+def filled_up(
+    starts: Int64[np.ndarray, " _"], rows: int, block_size: int
+) -> tuple[Int64[np.ndarray, " {rows}"], Float32[np.ndarray, "{rows} {block_size}"]]:
+    """`rows` of starts, the last again where there are fewer; and the weights of their windows, zero in those."""
+    there = (np.arange(rows) < len(starts)).astype(np.float32)
+    return np.pad(starts, (0, rows - len(starts)), mode="edge"), np.repeat(there[:, None], block_size, axis=1)
+
+
 def windows(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: int) -> AnyBatch:
     """The windows of `block_size` tokens that begin at `starts`, int32, of shape (*starts.shape, block_size).
 
@@ -168,13 +189,9 @@ def targets_in_split(file: TokenFile) -> int:
     return len(file.tokens) - 1 if file.rows is None else int(file.rows.targets.sum())
 
 
-def targets_in_batch(
-    file: TokenFile, stream: str, seed: int, index: int, shape: tuple[int, ...], block_size: int
-) -> int:
-    """How many are to be predicted in a random batch."""
-    if file.rows is None:
-        return math.prod(shape) * block_size
-    return int(file.rows.targets[random_starts(file, stream, seed, index, shape, block_size)].sum())
+def targets_at(file: TokenFile, starts: Int64[np.ndarray, "*shape"], block_size: int) -> int:
+    """How many are to be predicted in the windows that begin at `starts`."""
+    return starts.size * block_size if file.rows is None else int(file.rows.targets[starts].sum())
 
 
 def digest(file: TokenFile) -> str:

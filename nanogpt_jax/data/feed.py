@@ -8,7 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int64
 
 from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.sharding import batch_sharding
@@ -29,6 +31,16 @@ def random_batch(
     """`dataset.random_batch` on the devices: the same batch on every mesh."""
     starts = dataset.random_starts(file, stream, seed, index, shape, block_size)
     return _on_devices(mesh, (*shape, block_size), lambda rows: dataset.windows(file, starts[rows], block_size))
+
+
+def windows_at(
+    mesh: Mesh | None, file: TokenFile, starts: Int64[np.ndarray, " _"], rows: int, block_size: int
+) -> tuple[AnyBatch, AnyArray]:
+    """The windows that begin at `starts`, filled up to `rows`, and their weights, on the devices."""
+    padded, weights = dataset.filled_up(starts, rows, block_size)
+    return _on_devices(
+        mesh, (rows, block_size), lambda at: (dataset.windows(file, padded[at], block_size), weights[at])
+    )
 
 
 def whole_split(

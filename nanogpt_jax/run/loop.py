@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int64
 
 from nanogpt_jax.core import sharding
 from nanogpt_jax.core.config import Settings
@@ -43,7 +44,7 @@ from nanogpt_jax.run.sinks import Sinks, require_sinks
 from nanogpt_jax.run.start import Data, Start, begun, resumed
 from nanogpt_jax.run.telemetry import Profile, flops_per_token
 
-# Tokens in one step of the pass over the whole split: enough to be fast, few enough to fit beside a training step.
+# Tokens in one step of an evaluation: enough to be fast, few enough to fit beside a training step.
 TOKENS_PER_EVAL_STEP = 16_384
 
 LossOf = Callable[[AnyBatch, Any], Any]
@@ -144,10 +145,15 @@ def estimate_loss(
 ) -> dict[str, float]:
     """Mean loss over `eval_iters` random batches of each split: nanoGPT's estimate, drawn anew at every step.
 
-    `stop` is called before every batch, and may raise.
+    They are read in steps of the size that the whole split is read in, so that one program does for both. `stop` is
+    called before every step, and may raise.
     """
+    rows = rounded_up(rows_at_once(data.val, settings.block_size), mesh)
     of_streams = {"train_eval": data.train, "val": data.val}
-    return {stream: _estimate(loss_of, file, stream, settings, step, mesh, stop) for stream, file in of_streams.items()}
+    return {
+        stream: _estimate(loss_of, file, stream, settings, step, rows, mesh, stop)
+        for stream, file in of_streams.items()
+    }
 
 
 def _estimate(
@@ -156,21 +162,34 @@ def _estimate(
     stream: str,
     settings: Settings,
     step: int,
+    rows: int,
     mesh: Mesh | None,
     stop: Callable[[], None],
 ) -> float:
-    shape = (settings.batch_size,)
-    ones = np.ones((settings.batch_size, settings.block_size), np.float32)
     targets = 0
 
     def batches() -> Iterator[tuple[AnyBatch, Any]]:
         nonlocal targets  # counted as they are drawn: `stop` may come long before the last
-        for i in range(step * settings.eval_iters, (step + 1) * settings.eval_iters):
-            drawn = (file, stream, settings.seed, i, shape, settings.block_size)
-            targets += dataset.targets_in_batch(*drawn)
-            yield feed.random_batch(mesh, *drawn), ones
+        for starts in starts_of_estimate(file, stream, settings, step, rows):
+            targets += dataset.targets_at(file, starts, settings.block_size)
+            yield feed.windows_at(mesh, file, starts, rows, settings.block_size)
 
     return _sum(loss_of, batches(), stop) / targets
+
+
+def starts_of_estimate(
+    file: TokenFile, stream: str, settings: Settings, step: int, rows: int
+) -> Iterator[Int64[np.ndarray, " _"]]:
+    """Where the windows of an estimate begin, `rows` at a time; the last may be fewer."""
+    indices = range(step * settings.eval_iters, (step + 1) * settings.eval_iters)
+    return dataset.starts_of_batches(
+        file, stream, settings.seed, indices, settings.batch_size, settings.block_size, rows
+    )
+
+
+def rows_at_once(val: TokenFile, block_size: int, models: int = 1) -> int:
+    """Windows in a step of an evaluation of so many models at once, on one device."""
+    return min(max(1, TOKENS_PER_EVAL_STEP // block_size // models), rows_in_split(val, block_size))
 
 
 def whole_split_loss(
@@ -182,10 +201,9 @@ def whole_split_loss(
 ) -> tuple[float, int]:
     """Mean loss over every token of a split but its first, read in windows of `block_size`, and their number.
 
-    Of examples, it is over every token that is learnt. `stop` is called before every batch, and may raise.
+    Of examples, it is over every token that is learnt. `stop` is called before every step, and may raise.
     """
-    windows = min(max(1, TOKENS_PER_EVAL_STEP // block_size), rows_in_split(file, block_size))
-    windows = rounded_up(windows, mesh)
+    windows = rounded_up(rows_at_once(file, block_size), mesh)
     targets = dataset.targets_in_split(file)
     return _sum(loss_of, feed.whole_split(mesh, file, windows, block_size), stop) / targets, targets
 

@@ -34,7 +34,7 @@ from nanogpt_jax.data import dataset, feed
 from nanogpt_jax.run.build import build_model
 from nanogpt_jax.run.curves import leave_figure
 from nanogpt_jax.run.faults import Stopped
-from nanogpt_jax.run.loop import TOKENS_PER_EVAL_STEP
+from nanogpt_jax.run.loop import rows_at_once, starts_of_estimate
 from nanogpt_jax.run.members import Log, Member, Tell
 from nanogpt_jax.run.start import Start
 from nanogpt_jax.weights.checkpoint import best
@@ -157,43 +157,43 @@ class _Evaluation:
     """Losses of all runs at once: estimates as each would draw them alone, and over the whole validation split."""
 
     def __init__(self, model: nn.Module, starts: Sequence[Start], mesh: Mesh | None) -> None:
-        self._starts, self._mesh = starts, mesh
+        self._starts, self._mesh, self._block_size = starts, mesh, starts[0].settings.block_size
+        self._rows = rows_at_once(starts[0].data.val, self._block_size, 1 if _in_turn() else len(starts))
         self._on_own, self._on_same = (
             make_many_eval_step(model, same_data=same, mesh=mesh, in_turn=_in_turn()) for same in (False, True)
         )
 
     def estimates(self, params: Params, steps: Sequence[int], stop: Stop) -> list[dict[str, float]]:
         """As `loop.estimate_loss`, of each run at its own of `steps`."""
-        settings = self._starts[0].settings
-        ones = np.ones((settings.batch_size, settings.block_size), np.float32)
         at = [*steps, *[steps[-1]] * (len(self._starts) - len(steps))]
         losses: list[dict[str, float]] = [{} for _ in self._starts]
         for stream in ("train_eval", "val"):
             total, targets = np.zeros(len(self._starts)), np.zeros(len(self._starts))
-            for i in range(settings.eval_iters):
+            files = [start.data.val if stream == "val" else start.data.train for start in self._starts]
+            draws = (
+                starts_of_estimate(file, stream, start.settings, step, self._rows)
+                for file, start, step in zip(files, self._starts, at, strict=True)
+            )
+            for drawn in zip(*draws, strict=True):
                 stop()
-                draws = [self._draw(start, stream, step, i) for start, step in zip(self._starts, at, strict=True)]
-                targets += [dataset.targets_in_batch(*draw) for draw in draws]
-                batches = [dataset.random_batch(*draw) for draw in draws]
-                total += np.asarray(self._on_own(params, side_by_side(batches, self._mesh), ones))
+                targets += [
+                    dataset.targets_at(file, each, self._block_size) for file, each in zip(files, drawn, strict=True)
+                ]
+                filled = [dataset.filled_up(each, self._rows, self._block_size) for each in drawn]
+                batches = [
+                    dataset.windows(file, padded, self._block_size)
+                    for file, (padded, _) in zip(files, filled, strict=True)
+                ]
+                weights = filled[0][1]  # as many of each
+                total += np.asarray(self._on_own(params, side_by_side(batches, self._mesh), weights))
             for of_run, loss in zip(losses, total / targets, strict=True):
                 of_run[stream] = float(loss)
         return losses
 
-    def _draw(self, start: Start, stream: str, step: int, i: int) -> tuple[Any, ...]:
-        """What `dataset` draws batch `i` of the estimate by, at a step of one run."""
-        settings, data = start.settings, start.data
-        file = data.val if stream == "val" else data.train
-        shape, index = (settings.batch_size,), step * settings.eval_iters + i
-        return file, stream, settings.seed, index, shape, settings.block_size
-
     def whole_split(self, params: Params, stop: Stop) -> Float[np.ndarray, " R"]:
         """As `loop.whole_split_loss`, of every run."""
-        block_size, val = self._starts[0].settings.block_size, self._starts[0].data.val
-        windows = max(1, TOKENS_PER_EVAL_STEP // block_size // (1 if _in_turn() else len(self._starts)))
-        windows = min(windows, dataset.rows_in_split(val, block_size))
-        total = np.zeros(len(self._starts))
-        for batch, weights in dataset.whole_split(val, windows, block_size):
+        val, total = self._starts[0].data.val, np.zeros(len(self._starts))
+        for batch, weights in dataset.whole_split(val, self._rows, self._block_size):
             stop()
             total += np.asarray(self._on_same(params, batch, weights))
         return total / dataset.targets_in_split(val)

@@ -259,7 +259,7 @@ def test_a_whole_split_counts_every_learnt_token_once(tmp_path):
     counted = sum(int(((batch.targets != IGNORED) * weights).sum()) for batch, weights in batches)
     assert counted == dataset.targets_in_split(file) == len(learnt(tmp_path / "set").replace(".", ""))
     drawn = [dataset.random_batch(file, "val", 1, i, (3,), 32) for i in range(4)]
-    number = sum(dataset.targets_in_batch(file, "val", 1, i, (3,), 32) for i in range(4))
+    number = sum(dataset.targets_at(file, dataset.random_starts(file, "val", 1, i, (3,), 32), 32) for i in range(4))
     assert number == sum(int((batch.targets != IGNORED).sum()) for batch in drawn)
 
 
