@@ -59,7 +59,7 @@ def test_a_signal_in_an_evaluation_acts_between_two_batches(flags, tmp_path, num
 
 
 def test_the_pass_over_the_whole_split_stops_between_two_batches(data_dir, monkeypatch):
-    monkeypatch.setattr(loop, "TOKENS_PER_EVAL_STEP", 16)
+    monkeypatch.setitem(loop.TOKENS_PER_EVAL_STEP, "cpu", 16)
     file = dataset.open_tokens(data_dir / "tiny" / "val.bin", 15, 8)
     calls = []
 
