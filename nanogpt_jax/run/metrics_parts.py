@@ -8,7 +8,7 @@ from pathlib import Path
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.addresses import fetched_for, is_address
 from nanogpt_jax.data.bucket import Bucket
-from nanogpt_jax.data.files import refusals, replace_when_whole
+from nanogpt_jax.data.files import refusals, replace_when_whole, temporary_folder
 from nanogpt_jax.run.recipe import CONFIG_FILE
 from nanogpt_jax.run.sinks import METRICS_FILE
 
@@ -28,9 +28,11 @@ def parts_in(names: Collection[str]) -> list[str]:
     return found
 
 
-def joined(bucket: Bucket, names: Collection[str]) -> bytes:
-    """The metrics file of which the bucket, with objects of these names, has the parts. Raises `OSError`."""
-    return b"".join(bucket.read(name) for name in parts_in(names))
+def fetched_parts(bucket: Bucket, names: Collection[str]) -> list[bytes]:
+    """What the metrics file is, in its parts, in a bucket with objects of these names. Raises `OSError`."""
+    with temporary_folder() as folder:
+        bucket.download(parts_in(names), folder)
+        return [(folder / name).read_bytes() for name in parts_in(names)]
 
 
 def curves_at_hand(place: str) -> Path:
@@ -47,7 +49,7 @@ def curves_at_hand(place: str) -> Path:
         if not parts_in(names):
             raise UserError(f"{place} holds no {METRICS_FILE} (there is no {part(0)}); name the folder of a run")
         with replace_when_whole(folder / METRICS_FILE) as file:
-            file.write(joined(bucket, names))
+            file.writelines(fetched_parts(bucket, names))
         with replace_when_whole(folder / CONFIG_FILE) as file:
             file.write(bucket.read(CONFIG_FILE) if CONFIG_FILE in names else b"")
     return folder

@@ -38,7 +38,7 @@ class Writer:
     def __init__(self, bucket: Bucket, number: int) -> None:
         """Hold the place whose object of `number` this process has created, until `end`."""
         self.bucket = bucket
-        self._number, self._beats = number, 0
+        self._number, self._beats, self._machine = number, 0, _machine()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
         self._thread.start()
@@ -65,7 +65,7 @@ class Writer:
                 self._say(ended=False)
 
     def _say(self, *, ended: bool) -> None:
-        self.bucket.write(_name(self._number), _said(self._beats, ended=ended))
+        self.bucket.write(_name(self._number), _said(self._machine, self._beats, ended=ended))
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def only_writer_in(bucket: Bucket) -> Iterator[Writer]:
     Raises `UserError` if another run is at work there, and `OSError` for what the store refuses.
     """
     before = _number_of_the_dead(bucket)
-    number, said = before + 1, _said(0, ended=False)
+    number, said = before + 1, _said(_machine(), 0, ended=False)
     if not bucket.create(_name(number), said):
         raise _busy(bucket)
     if bucket.create(_name(number), said):
@@ -134,8 +134,8 @@ def _name(number: int) -> str:
     return f"{FOLDER}/{number}"
 
 
-def _said(beats: int, *, ended: bool) -> bytes:
-    told = {"machine": _machine(), "host": socket.gethostname(), "beats": beats, "ended": ended}
+def _said(machine: str, beats: int, *, ended: bool) -> bytes:
+    told = {"machine": machine, "host": socket.gethostname(), "beats": beats, "ended": ended}
     return json.dumps(told).encode()
 
 

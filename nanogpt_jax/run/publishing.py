@@ -22,7 +22,7 @@ from nanogpt_jax.data.bucket import Bucket
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
 from nanogpt_jax.data.files import names_in
 from nanogpt_jax.run.faults import only_run_in, unwritable
-from nanogpt_jax.run.metrics_parts import joined, part, parts_in
+from nanogpt_jax.run.metrics_parts import fetched_parts, part
 from nanogpt_jax.run.one_writer import Writer, only_writer_in
 from nanogpt_jax.run.recipe import CONFIG_FILE
 from nanogpt_jax.run.sinks import FIGURE_FILE, METRICS_FILE, TENSORBOARD_FOLDER, WANDB_FOLDER, WANDB_ID
@@ -50,9 +50,12 @@ class Publisher:
         address: of the run.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        """Open for a run that nobody else writes; `begin` says when its folder is what it goes on from."""
-        self._writer, self._bucket = writer, writer.bucket
+    def __init__(self, writer: Writer, parts: list[bytes]) -> None:
+        """Open for a run that nobody else writes; `parts` are those of its metrics, as they are in the bucket now.
+
+        `begin` says when the folder is what the run goes on from.
+        """
+        self._writer, self._bucket, self._found = writer, writer.bucket, parts
         self.address = self._bucket.address
         self._folder = at_hand(self.address)
         self._there: set[int] = set()  # checkpoints that the bucket has
@@ -71,14 +74,14 @@ class Publisher:
         """
         objects = self._bucket.objects()
         self._there = {step for step in whole_steps(objects) if self._is_the_same(step)}
-        there = parts_in(objects)
-        for name in there:
-            data, begins = self._bucket.read(name), sum(self._parts)
-            if data != self._metrics()[begins : begins + len(data)]:
+        metrics = self._metrics()
+        for data in self._found:
+            begins = sum(self._parts)
+            if data != metrics[begins : begins + len(data)]:
                 break
             self._parts.append(len(data))
         self._put_metrics()  # over the first part that is another, before those after it go: no line is ever missing
-        self._bucket.delete(there[: len(self._parts) - 1 : -1])
+        self._bucket.delete([part(number) for number in reversed(range(len(self._parts), len(self._found)))])
         self._put_others()  # a checkpoint set aside is in `damaged` before it is taken away
         whole = tuple(folder_of(step) for step in self._there)
         stale = [name for name in objects if name.startswith(f"{FOLDER}/") and not name.startswith(whole)]
@@ -243,8 +246,7 @@ def only_run_at(out_dir: str, *, resuming: bool) -> Iterator[Publisher | None]:
         with unwritable(folder):
             writer = held.enter_context(only_writer_in(bucket))
             _require(bucket, resuming)
-            _fetch(bucket, folder)
-        publisher = Publisher(writer)
+            publisher = Publisher(writer, _fetch(bucket, folder, resuming))
         held.callback(publisher.close)
         yield publisher
 
@@ -257,12 +259,15 @@ def _require(bucket: Bucket, resuming: bool) -> None:
         require_new(bucket.address)
 
 
-def _fetch(bucket: Bucket, folder: Path) -> None:
-    """Make of `folder` what the run in the bucket is, without anything else."""
+def _fetch(bucket: Bucket, folder: Path, resuming: bool) -> list[bytes]:
+    """Make of `folder` what the run in the bucket is, or nothing for a new one; the parts of the metrics there."""
     names = list(bucket.objects())
+    parts = fetched_parts(bucket, names)
     for name in names_in(folder):
         if name != FOLDER and not name.startswith("."):
             remove(folder / name)
-    fetch_checkpoints(bucket, names, folder)
-    bucket.download([name for name in names if name.startswith(_TAKEN_ALONG)], folder)
-    (folder / METRICS_FILE).write_bytes(joined(bucket, names))
+    fetch_checkpoints(bucket, names if resuming else [], folder)
+    if resuming:
+        bucket.download([name for name in names if name.startswith(_TAKEN_ALONG)], folder)
+        (folder / METRICS_FILE).write_bytes(b"".join(parts))
+    return parts

@@ -20,6 +20,8 @@ from nanogpt_jax.data.files import names_in, refusals, temporary_folder
 from nanogpt_jax.weights.checkpoint import FOLDER, damage_in
 from nanogpt_jax.weights.checkpoint_files import FILES, RUN, SUMS
 
+_ITEMS = ("params", "rest")
+
 
 def marker_of(step: int) -> str:
     """The name of the object with which a checkpoint is there."""
@@ -57,7 +59,7 @@ def fetched_checkpoint(address: str, which: str) -> Path:
     for step in order:
         objects = [name for name in names if name.startswith(folder_of(step))]
         folder = fetched_once(bucket, objects, place / copies[step], kept={*copies.values()})
-        damage = damage_in(folder / FOLDER / str(step), ("params", "rest"))
+        damage = damage_in(folder / FOLDER / str(step), _ITEMS)
         if damage is None:
             return folder
         shutil.rmtree(folder, ignore_errors=True)  # perhaps it was damaged on the way
@@ -86,7 +88,8 @@ def fetch_checkpoints(bucket: Bucket, names: Collection[str], folder: Path) -> N
             remove(here / name)
     for step in steps:
         marker = folder / marker_of(step)
-        if marker.is_file() and marker.read_bytes() == bucket.read(marker_of(step)):
+        is_same = marker.is_file() and marker.read_bytes() == bucket.read(marker_of(step))
+        if is_same and damage_in(here / str(step), _ITEMS) is None:
             continue
         remove(here / str(step))
         with temporary_folder(beside=here / str(step)) as partial:
