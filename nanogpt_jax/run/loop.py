@@ -37,7 +37,7 @@ from nanogpt_jax.run.faults import (
 from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit, rounded_up
 from nanogpt_jax.run.outcome import best_beside_last
 from nanogpt_jax.run.progress import Progress, writing
-from nanogpt_jax.run.publishing import only_run_at, require_new, require_one_process
+from nanogpt_jax.run.publishing import only_run_at, require_new
 from nanogpt_jax.run.sinks import Sinks, require_sinks
 from nanogpt_jax.run.start import Data, Start, begun, resumed
 from nanogpt_jax.run.telemetry import Profile, flops_per_token
@@ -69,12 +69,10 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
 
         def prepared() -> Start:
             publisher = None
-            if writing and is_address(settings.out_dir):
-                require_one_process(settings.out_dir)
             if resuming and writing and hosts.is_first() and (is_address(settings.out_dir) or is_dir(out_dir)):
                 # before its newest checkpoint is looked for
                 publisher = held.enter_context(only_run_at(settings.out_dir, resuming=True))
-            elif writing and is_address(settings.out_dir):
+            elif writing and not resuming and is_address(settings.out_dir):
                 require_new(settings.out_dir)
             start = resumed(settings, given) if resuming else begun(settings, given)
             if writing:

@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.core.train_step import TrainState
-from nanogpt_jax.data.addresses import at_hand
+from nanogpt_jax.data.addresses import at_hand, is_address
 from nanogpt_jax.run import hosts
 from nanogpt_jax.run.faults import Stopped, unwritable
-from nanogpt_jax.run.publishing import PublishedCheckpoints
+from nanogpt_jax.run.publishing import GivenAway, PublishedCheckpoints
 from nanogpt_jax.run.resume import at_a_lower_rate
 from nanogpt_jax.run.run_folder import set_previous_run_aside
 from nanogpt_jax.run.sinks import Sink, Sinks, open_sinks
@@ -162,10 +162,12 @@ def _writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[Chec
             write_config(out_dir, start.settings)
             kept = open_sinks(out_dir, start.settings, run.step, run.evaluated, resuming=start.since is not None)
         hosts.wait_for_all("folder")
-        if publisher is None:
-            checkpoints = CheckpointWriter(out_dir, start.since)
+        if publisher is not None:
+            checkpoints: CheckpointWriter = PublishedCheckpoints(out_dir, start.since, publisher)
+        elif is_address(start.settings.out_dir):
+            checkpoints = GivenAway()
         else:
-            checkpoints = PublishedCheckpoints(out_dir, start.since, publisher)
+            checkpoints = CheckpointWriter(out_dir, start.since)
     alone = False
     with contextlib.closing(kept):
         try:

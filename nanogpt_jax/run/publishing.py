@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from nanogpt_jax.core.errors import RunFailed, UserError, in_short
 from nanogpt_jax.core.train_step import TrainState
@@ -183,17 +185,21 @@ class Publisher:
 
 
 class PublishedCheckpoints(CheckpointWriter):
-    """Saves the checkpoints of a run in a bucket: one is saved when it is there, and the next one waits for that."""
+    """Saves the checkpoints of a run in a bucket: one is saved when it is there, and the next one waits for that.
+
+    Of several processes, which need no disk in common, the first one saves what all of them give it.
+    """
 
     def __init__(self, out_dir: Path, since: Checkpoint | None, publisher: Publisher) -> None:
         """Open for a run that goes on from `since`, whose folder is `out_dir` on this machine."""
-        super().__init__(out_dir, since)
+        super().__init__(out_dir, since, alone=jax.process_count() > 1)
         self._publisher = publisher
         publisher.begin()
 
     def save(self, state: TrainState, run: RunDocument) -> None:
+        whole = state if jax.process_count() == 1 else jax.tree.map(_whole, state)
         self.wait()
-        super().save(state, run)
+        super().save(whole, run)
 
     def check(self) -> None:
         super().check()
@@ -204,6 +210,31 @@ class PublishedCheckpoints(CheckpointWriter):
         self._publisher.publish()
 
 
+class GivenAway(CheckpointWriter):
+    """The other processes' side of `PublishedCheckpoints`: they give what they hold, and save nothing."""
+
+    def __init__(self) -> None:
+        """Open; there is nothing here."""
+
+    def save(self, state: TrainState, run: RunDocument) -> None:
+        for array in jax.tree.leaves(state):
+            _whole(array)
+
+    def check(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """An array of which each process of the job has a share, in the memory of each; one at a time."""
+    return np.asarray(array if array.is_fully_replicated else multihost_utils.process_allgather(array, tiled=True))
+
+
 def require_new(address: str) -> None:
     """Raise `UserError` unless a new run can begin at an address: there is such a bucket, and no run in it."""
     with unwritable(address):
@@ -212,15 +243,6 @@ def require_new(address: str) -> None:
         on = pasteable("train", init_from="resume", out_dir=address)
         raise UserError(
             f"out_dir={address} holds a run, of {steps[-1]} iterations; go on with it: {on}, or name another"
-        )
-
-
-def require_one_process(address: str) -> None:
-    """Raise `UserError` in a job of several: each writes its own share, and they would need a folder in common."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"out_dir={address} is in a bucket, which one process alone writes; start it in one process, or name a "
-            "folder that all of them share"
         )
 
 
@@ -264,10 +286,10 @@ def _fetch(bucket: Bucket, folder: Path, resuming: bool) -> list[bytes]:
     names = list(bucket.objects())
     parts = fetched_parts(bucket, names)
     for name in names_in(folder):
-        if name != FOLDER and not name.startswith("."):
+        if not name.startswith(".") and not (resuming and name == FOLDER):
             remove(folder / name)
-    fetch_checkpoints(bucket, names if resuming else [], folder)
     if resuming:
+        fetch_checkpoints(bucket, names, folder)
         bucket.download([name for name in names if name.startswith(_TAKEN_ALONG)], folder)
         (folder / METRICS_FILE).write_bytes(b"".join(parts))
     return parts

@@ -112,8 +112,8 @@ def resumed(settings: Settings, given: Mapping[str, Any], data: Data | None = No
     if which == "best" and not settings.eval_only:
         anew = pasteable("train", init_from=settings.out_dir, out_dir=f"{settings.out_dir}-2")
         raise UserError(f"which=best is no place for a run to go on from; to begin a new one there: {anew}")
-    of_bucket = settings.eval_only and is_address(settings.out_dir)  # else it is fetched already, to be gone on with
-    folder = located(settings.out_dir, which) if of_bucket else at_hand(settings.out_dir)
+    reads = settings.eval_only or not hosts.is_first()  # else it goes on in the folder that was fetched
+    folder = located(settings.out_dir, which) if reads and is_address(settings.out_dir) else at_hand(settings.out_dir)
     checkpoint = open_which(folder, which)
     settings = resumed_settings(checkpoint.run, settings.out_dir, given)
     data = data or _open_data(settings)

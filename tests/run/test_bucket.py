@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import fsspec
+import jax
+import numpy as np
 import pytest
 
 from nanogpt_jax import plot, sweep
@@ -27,6 +30,7 @@ from nanogpt_jax.weights.checkpoint_files import RUN, SUMS, sum_of
 from nanogpt_jax.weights.run_in_bucket import fetched_checkpoint, folder_of, whole_steps
 from tests.helpers.buckets import Killed, Remembered, gs_store, on_a_machine, s3_store
 from tests.helpers.commands import HANGS, ROOT, command, metrics_of
+from tests.helpers.jobs import finish, free_port, virtual_devices
 from tests.helpers.refusals import refusal
 from tests.helpers.states import assert_same_bits, state_of, tree_of
 from tests.helpers.tiny import TINY, prepare_tiny
@@ -105,12 +109,11 @@ def test_what_reads_runs_reads_those_in_buckets(machine, made, local, tmp_path, 
 
 
 def test_processes_that_are_killed_cost_no_bit_and_no_line(store, machine, data_dir, local):
-    """Each dies when a request of it has arrived: one that is lost, one with an effect all the same, one to remove."""
+    """Each dies when a request of it has arrived: a checkpoint's last object, which is lost, and one to take away."""
     address, flags = "s3://bkt/killed", [*TINY, *OFTEN, f"--data_dir={data_dir}"]
     instants = (
         (("PUT", "/bkt/killed/checkpoints/20/files/sums.json"), True),
-        (("PUT", "/bkt/killed/checkpoints/20/files/rest.safetensors"), False),
-        (("DELETE", "/bkt/killed/checkpoints/10/files/params.safetensors"), True),
+        (("DELETE", "/bkt/killed/checkpoints/10/files/params.safetensors"), False),
     )
     for instant, is_lost in instants:
         argv = [sys.executable, str(ROOT / "train.py"), *flags, f"--out_dir={address}"]
@@ -131,10 +134,36 @@ def test_processes_that_are_killed_cost_no_bit_and_no_line(store, machine, data_
         flags = ["--init_from=resume", "--accelerator=cpu"]
     names = list(Bucket(address).objects())
     assert whole_steps(names) == [20, 30]
-    assert f"{folder_of(10)}files/params.safetensors" in names  # of half a checkpoint, which is none
+    assert f"{folder_of(10)}files/rest.safetensors" in names  # of half a checkpoint, which is none
     assert resume(address) == 0
     assert_same_run(address, local)
     assert not any(name.startswith(folder_of(10)) for name in Bucket(address).objects())
+
+
+def test_processes_without_a_disk_in_common_train_as_one(store, machine, data_dir, local, tmp_path):
+    address = "s3://bkt/job"
+    assert (
+        train.main([*TINY, "--save_interval=10", "--max_iters=20", f"--data_dir={data_dir}", f"--out_dir={address}"])
+        == 0
+    )
+    resuming = ("--init_from=resume", f"--out_dir={address}", "--max_iters=40", "--mesh=fsdp:2", "--accelerator=cpu")
+    job = (*resuming, f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=600")
+    started = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *job, f"--process_id={i}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**virtual_devices(1), "XDG_CACHE_HOME": str(tmp_path / f"machine{i}")},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for done in finish(started):
+        assert done.status == 0, done.err
+    assert whole_steps(Bucket(address).objects()) == steps_in(local)
+    here, there = losses_of(curves_at_hand(address)), losses_of(local)
+    assert [line[:2] for line in here] == [line[:2] for line in there]
+    np.testing.assert_allclose([line[2] for line in here], [line[2] for line in there], rtol=1e-5)
+    state = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5))
+    state(state_of(fetched_checkpoint(address, "last")), state_of(local))
 
 
 @pytest.fixture
