@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ from typing import Any, NamedTuple
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.data.addresses import fetched_for, is_address
 from nanogpt_jax.data.commands import to_install
-from nanogpt_jax.data.files import MENDS, is_dir, names_in, refusals, temporary_folder
+from nanogpt_jax.data.files import MENDS, is_dir, names_in, refusals, require_room, temporary_folder
 
+_LARGE = 100_000_000  # bytes; who waits for them is told
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 
 
@@ -66,7 +68,7 @@ class Bucket:
         return {
             path[first:]: Object(int(each["size"]), str(each.get("ETag") or each.get("generation") or each["etag"]))
             for path, each in sorted(found.items())
-            if each["type"] == "file" and not path.endswith("/")
+            if each["type"] == "file" and path.startswith(f"{self._named(under)}/") and not path.endswith("/")
         }
 
     def read(self, name: str) -> bytes:
@@ -143,20 +145,24 @@ def fetched_data_set(address: str) -> Path:
     if "meta.json" not in objects:
         raise UserError(f"{address} is not a prepared data set (no meta.json); prepare it in a folder, and copy that")
     content = hashlib.blake2b(repr(sorted(objects.items())).encode(), digest_size=8).hexdigest()
-    return fetched_once(bucket, list(objects), place / content, kept={content})
+    return fetched_once(bucket, objects, place / content, kept={content})
 
 
-def fetched_once(bucket: Bucket, names: Collection[str], folder: Path, kept: Collection[str]) -> Path:
+def fetched_once(bucket: Bucket, objects: Mapping[str, Object], folder: Path, kept: Collection[str]) -> Path:
     """`folder` with these objects under their names, fetched if it is not there; it appears whole or not at all.
 
     Its neighbours but for those `kept` are removed. Raises `UserError` where that is refused.
     """
     if is_dir(folder):
         return folder
+    size = sum(each.size for each in objects.values())
+    require_room(folder, size, f"a copy of {bucket.address} in {folder.parent}")
+    if size > _LARGE:
+        print(f"fetching {size / 1e6:,.0f} MB from {bucket.address}", file=sys.stderr, flush=True)
     with refusals(bucket.address, "read"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(beside=folder) as partial:
-            bucket.download(names, partial / "whole")
+            bucket.download(objects, partial / "whole")
             try:
                 (partial / "whole").rename(folder)
             except OSError:

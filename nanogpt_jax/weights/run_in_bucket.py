@@ -47,8 +47,8 @@ def fetched_checkpoint(address: str, which: str) -> Path:
     """
     bucket, place = Bucket(address), fetched_for(address, "checkpoints")
     with refusals(address, "read"):
-        names = list(bucket.objects(FOLDER))
-        steps = whole_steps(names)
+        found = bucket.objects(FOLDER)
+        steps = whole_steps(found)
         require_checkpoint(address, steps)
         sums = {step: bucket.read(marker_of(step)) for step in steps}
         order = sorted(steps, reverse=True)
@@ -57,7 +57,7 @@ def fetched_checkpoint(address: str, which: str) -> Path:
             order.sort(key=losses.__getitem__)  # which leaves the later one first where two have the same
     copies = {step: f"{step}-{zlib.crc32(data):08x}" for step, data in sums.items()}
     for step in order:
-        objects = [name for name in names if name.startswith(folder_of(step))]
+        objects = {name: each for name, each in found.items() if name.startswith(folder_of(step))}
         folder = fetched_once(bucket, objects, place / copies[step], kept={*copies.values()})
         damage = damage_in(folder / FOLDER / str(step), _ITEMS)
         if damage is None:

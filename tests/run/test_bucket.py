@@ -27,7 +27,7 @@ from nanogpt_jax.run.metrics_parts import curves_at_hand
 from nanogpt_jax.run.one_writer import only_writer_in
 from nanogpt_jax.weights.checkpoint import FOLDER, steps_in
 from nanogpt_jax.weights.checkpoint_files import RUN, SUMS, sum_of
-from nanogpt_jax.weights.run_in_bucket import fetched_checkpoint, folder_of, whole_steps
+from nanogpt_jax.weights.run_in_bucket import fetched_checkpoint, whole_steps
 from tests.helpers.buckets import Killed, Remembered, gs_store, on_a_machine, s3_store
 from tests.helpers.commands import HANGS, ROOT, command, metrics_of
 from tests.helpers.jobs import finish, free_port, virtual_devices
@@ -108,22 +108,30 @@ def test_what_reads_runs_reads_those_in_buckets(machine, made, local, tmp_path, 
     assert (tmp_path / "both.png").stat().st_size > 1000
 
 
-def test_processes_that_are_killed_cost_no_bit_and_no_line(store, machine, data_dir, local):
-    """Each dies when a request of it has arrived: a checkpoint's last object, which is lost, and one to take away."""
-    address, flags = "s3://bkt/killed", [*TINY, *OFTEN, f"--data_dir={data_dir}"]
-    instants = (
-        (("PUT", "/bkt/killed/checkpoints/20/files/sums.json"), True),
-        (("DELETE", "/bkt/killed/checkpoints/10/files/params.safetensors"), False),
-    )
+LAST_OBJECT = (("PUT", "20/files/sums.json"), True)
+OTHERS = (
+    (("PUT", "10/files/run.json"), False),
+    (("PUT", "10/files/sums.json"), False),
+    (("PUT", "20/files/params.safetensors"), True),
+    (("DELETE", "10/files/sums.json"), False),
+    (("DELETE", "10/files/params.safetensors"), True),
+)
+
+
+@pytest.mark.parametrize("instants", [[LAST_OBJECT], pytest.param([*OTHERS], marks=pytest.mark.release)])
+def test_processes_that_are_killed_cost_no_bit_and_no_line(store, machine, data_dir, local, instants):
+    """Each dies by SIGKILL when an object of a checkpoint has arrived, to be put or taken away, or lost."""
+    address, flags = f"s3://bkt/killed{len(instants)}", [*TINY, *OFTEN, f"--data_dir={data_dir}"]
     for instant, is_lost in instants:
         argv = [sys.executable, str(ROOT / "train.py"), *flags, f"--out_dir={address}"]
         with subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) as life:
 
             def kill(asked, life=life, instant=instant, is_lost=is_lost):
-                if asked == instant:
+                is_it = asked == (instant[0], f"/{address.removeprefix('s3://')}/{FOLDER}/{instant[1]}")
+                if is_it:
                     life.kill()
                     life.wait()
-                return asked == instant and is_lost
+                return is_it and is_lost
 
             store.before = kill
             try:
@@ -131,39 +139,13 @@ def test_processes_that_are_killed_cost_no_bit_and_no_line(store, machine, data_
             finally:
                 store.before = lambda asked: False
                 life.kill()
-        flags = ["--init_from=resume", "--accelerator=cpu"]
-    names = list(Bucket(address).objects())
-    assert whole_steps(names) == [20, 30]
-    assert f"{folder_of(10)}files/rest.safetensors" in names  # of half a checkpoint, which is none
+        if whole_steps(Bucket(address).objects()):
+            flags = ["--init_from=resume", "--accelerator=cpu"]
+    begun = {name.split("/")[1] for name in Bucket(address).objects(FOLDER)}
+    assert len(begun) == len(whole_steps(Bucket(address).objects())) + 1  # half a checkpoint, which is none
     assert resume(address) == 0
     assert_same_run(address, local)
-    assert not any(name.startswith(folder_of(10)) for name in Bucket(address).objects())
-
-
-def test_processes_without_a_disk_in_common_train_as_one(store, machine, data_dir, local, tmp_path):
-    address = "s3://bkt/job"
-    assert (
-        train.main([*TINY, "--save_interval=10", "--max_iters=20", f"--data_dir={data_dir}", f"--out_dir={address}"])
-        == 0
-    )
-    resuming = ("--init_from=resume", f"--out_dir={address}", "--max_iters=40", "--mesh=fsdp:2", "--accelerator=cpu")
-    job = (*resuming, f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=600")
-    started = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "train.py", *job, f"--process_id={i}"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**virtual_devices(1), "XDG_CACHE_HOME": str(tmp_path / f"machine{i}")},
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    for done in finish(started):
-        assert done.status == 0, done.err
-    assert whole_steps(Bucket(address).objects()) == steps_in(local)
-    here, there = losses_of(curves_at_hand(address)), losses_of(local)
-    assert [line[:2] for line in here] == [line[:2] for line in there]
-    np.testing.assert_allclose([line[2] for line in here], [line[2] for line in there], rtol=1e-5)
-    state = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5))
-    state(state_of(fetched_checkpoint(address, "last")), state_of(local))
+    assert {name.split("/")[1] for name in Bucket(address).objects(FOLDER)} == {"30", "40"}
 
 
 @pytest.fixture
@@ -273,6 +255,46 @@ def test_data_lies_in_a_bucket(store, machine, data_dir, made, local, tmp_path):
     store.put("bkt/data/tiny/train.bin", tokens[2:] + tokens[:2])
     resuming = ("--init_from=resume", f"--out_dir={tmp_path / 'run'}", "--max_iters=50", "--accelerator=cpu")
     assert "the tokens of s3://bkt/data/tiny are not those" in refusal(train.main, resuming)
+
+
+def test_a_run_ended_by_the_store_goes_on_in_processes_without_a_disk_in_common(
+    store, machine, data_dir, local, tmp_path
+):
+    address = "s3://bkt/job"
+
+    def refuse_from_here(asked):
+        store.refuses |= asked == ("PUT", "/bkt/job/checkpoints/20/files/run.json")
+        return False
+
+    store.before = refuse_from_here
+    try:
+        with pytest.raises(RunFailed) as failed:
+            train.main([*TINY, *OFTEN, f"--data_dir={data_dir}", f"--out_dir={address}"])
+    finally:
+        store.before, store.refuses = lambda asked: False, False
+    assert str(failed.value) == (
+        f"the run could not be put into {address} (Access Denied); mend that, then go on from the newest checkpoint "
+        f"there with --init_from=resume --out_dir={address}"
+    )
+    assert whole_steps(Bucket(address).objects()) == [10]
+    resuming = ("--init_from=resume", f"--out_dir={address}", "--mesh=fsdp:2", "--accelerator=cpu")
+    job = (*resuming, f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--connect_timeout=600")
+    started = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *job, f"--process_id={i}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**virtual_devices(1), "XDG_CACHE_HOME": str(tmp_path / cache)},
+        )
+        for i, cache in enumerate(("cache", "another"))
+    ]  # fmt: skip
+    for done in finish(started):
+        assert done.status == 0, done.err
+    assert whole_steps(Bucket(address).objects()) == steps_in(local)
+    here, there = losses_of(curves_at_hand(address)), losses_of(local)
+    assert [line[:2] for line in here] == [line[:2] for line in there]
+    np.testing.assert_allclose([line[2] for line in here], [line[2] for line in there], rtol=1e-5)
+    same = partial(jax.tree.map, partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5))
+    same(state_of(fetched_checkpoint(address, "last")), state_of(local))
 
 
 def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_written(store, machine, data_dir, made, monkeypatch):
