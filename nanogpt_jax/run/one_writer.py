@@ -96,7 +96,7 @@ def _number_of_the_dead(bucket: Bucket) -> int:
     number = max(_numbers(bucket), default=0)
     if number == 0:
         return 0
-    first = bucket.read(_name(number))
+    first = _words_of(bucket, number)
     last = _read(first)
     if last.get("ended") is True or last.get("machine") == _machine():
         return number
@@ -111,12 +111,20 @@ def _number_of_the_dead(bucket: Bucket) -> int:
         time.sleep(min(BEAT, SILENCE) / 4)
         if max(_numbers(bucket), default=0) != number:
             raise _busy(bucket)
-        now = bucket.read(_name(number))
+        now = _words_of(bucket, number)
         if _read(now).get("ended") is True:
             break
         if now != first:
             raise _busy(bucket)
     return number
+
+
+def _words_of(bucket: Bucket, number: int) -> bytes:
+    """What a writer said last. Raises `UserError` where another one has come after it meanwhile."""
+    try:
+        return bucket.read(_name(number))
+    except FileNotFoundError:
+        raise _busy(bucket) from None
 
 
 def _busy(bucket: Bucket) -> UserError:

@@ -300,12 +300,11 @@ def test_a_run_ended_by_the_store_goes_on_in_processes_without_a_disk_in_common(
 def test_what_cannot_be_is_refused_in_a_line_and_nothing_is_written(store, machine, data_dir, made, monkeypatch):
     begun = [*TINY, "--max_iters=10", f"--data_dir={data_dir}"]
     before = [request for request in store.asked if request[0] in ("PUT", "POST", "DELETE")]
-    done = command("train.py", *begun, "--out_dir=s3://absent/run")
-    assert (done.status, done.err) == (
-        2, "error: out_dir=s3://absent/run cannot be written (there is no such bucket); check the name\n",
-    )  # fmt: skip
+    absent = "cannot be written (there is no such bucket); check the name"
+    assert refusal(train.main, [*begun, "--out_dir=s3://absent/run"]) == f"out_dir=s3://absent/run {absent}"
     reads = "cannot be read (there is no such bucket); check the name"
-    assert refusal(sample.main, ["--out_dir=s3://absent/run"]) == f"s3://absent/run {reads}"
+    done = command("sample.py", "--out_dir=s3://absent/run")
+    assert (done.status, done.err) == (2, f"error: s3://absent/run {reads}\n")
     assert refusal(train.main, [*TINY, "--data_dir=s3://absent"]) == f"s3://absent/tiny {reads}"
     assert "s3:///run names no bucket" in refusal(train.main, [*begun, "--out_dir=s3:///run"])
     assert "s3://bkt/none holds no finished checkpoint" in refusal(resume, "s3://bkt/none")
