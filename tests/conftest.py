@@ -54,9 +54,9 @@ def _knows(flags: str) -> bool:
 # The files that take longest, which begin first: else one of the processes would be left alone with them at the end.
 LONGEST = (
     "test_documents.py", "test_hosts.py", "test_journey.py", "test_end_to_end.py", "test_tour.py",
-    "test_surroundings.py", "test_whose_tokens.py", "test_torture.py", "test_files.py", "test_both_ways.py",
-    "test_softmax_attention.py", "test_bench.py", "test_worked_task.py", "test_chat.py", "test_switches.py",
-    "test_compare.py", "test_sharding.py",
+    "test_on_chips.py", "test_surroundings.py", "test_whose_tokens.py", "test_torture.py", "test_files.py",
+    "test_both_ways.py", "test_softmax_attention.py", "test_bench.py", "test_worked_task.py", "test_chat.py",
+    "test_switches.py", "test_compare.py", "test_sharding.py",
 )  # fmt: skip
 
 

@@ -45,17 +45,19 @@ _ONE_AT_A_TIME: Mapping[str, Changes] = {
     "a head of its own": dict(tie_word_embeddings=False),
     "projections that start at zero": dict(proj_init_scale=0.0),
     "Muon for the matrices": dict(optimizer="muon", muon_learning_rate=0.03),
-    "Muon's momentum 0.85 for 0.95": dict(muon_momentum=0.85),
+    "Muon's momentum 0.8 for 0.95": dict(muon_momentum=0.8),
     "AdamW for the rest at 0.02, betas 0.8 and 0.95": dict(learning_rate=2e-2, beta1=0.8, beta2=0.95),
     "no decay, no clipping": dict(weight_decay=0.0, grad_clip=0.0),
-    "2 layers for 4": dict(n_layer=2),
+    "a learned share of the token before": dict(token_shift=True),
+    "blocks of 128 for 64, half as many": dict(block_size=128, batch_size=6),
+    "1 layer for 4": dict(n_layer=1),
 }
 
 RECORDS: Mapping[str, Record] = {
     "speedrun_cpu": Record(
         "nanoGPT's end loss on a CPU, 1.898, in a tenth of its time",
         1.898,
-        length=dict(max_iters=250, lr_decay_iters=250),
+        length=dict(max_iters=220, lr_decay_iters=220),
         steps=_ONE_AT_A_TIME,
         tried={
             "Muon's rate 0.05": dict(muon_learning_rate=0.05),
@@ -63,7 +65,8 @@ RECORDS: Mapping[str, Record] = {
             "2 heads": dict(n_head=2),
             "8 heads": dict(n_head=8),
             "logits capped at 15": dict(logit_softcap=15.0),
-            "blocks of 32, 24 of them": dict(block_size=32, batch_size=24),
+            "blocks of 256, 3 of them": dict(block_size=256, batch_size=3),
+            "each window once an epoch": dict(with_replacement=False),
         },
     ),
     "shakespeare_char_cpu_modern": Record("at most 1.55 after nanoGPT's 2,000 updates of 768 tokens", 1.55),

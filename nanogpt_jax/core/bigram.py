@@ -51,7 +51,9 @@ class Bigram(nn.Module):
         """As `model.GPT.logits_at`."""
         return self.wte(idx[:, index])
 
-    def decode(self, idx: Text, cache: Cache, position: Position) -> tuple[Float[Array, "B V"], Cache]:
+    def decode(
+        self, idx: Text, cache: Cache, position: Position, before: Text | None = None
+    ) -> tuple[Float[Array, "B V"], Cache]:
         """As `model.GPT.decode`."""
         return self.wte(idx[:, -1]), cache
 

@@ -100,6 +100,7 @@ class Settings:
     n_kv_head: int | None = setting(None, "model", "heads of keys and values, a divisor of n_head (grouped queries); none: n_head")
     head_size: int | None = setting(None, "model", "width of an attention head; none: n_embd / n_head")
     mlp_size: int | None = setting(None, "model", "hidden units of an MLP; none: 4 n_embd")
+    token_shift: bool = setting(False, "model", "each token's embedding with a learned share of the one before it")
     logit_softcap: float | None = setting(None, "model", "c, for logits of c tanh(logits / c); none: as they are")
     proj_init_scale: float = setting(1.0, "model", "factor on the initial spread of a block's two projections; 0 starts them at zero")
 

@@ -72,6 +72,17 @@ class Norm(nn.Module):
         return ops.layer_norm(x, scale, bias, self.epsilon)
 
 
+class TokenShift(nn.Module):
+    """x_t + share * x_(t-1), a share of each channel, learned from zero: a token knows which it comes after.
+
+    After the token shift of RWKV (Peng et al., 2023), at the embedding alone.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T C"], before: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
+        return x + self.param("share", nn.initializers.zeros, x.shape[-1:], jnp.float32) * before
+
+
 class Dropout(nn.Module):
     """Each number dropped with probability `rate` and the rest scaled up to keep the mean (Srivastava et al., 2014).
 

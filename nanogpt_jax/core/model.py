@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nanogpt_jax.core import ops, sharding
 from nanogpt_jax.core.attention import Position, cached_attention, causal_attention
 from nanogpt_jax.core.decoding_weights import ROWS, Rows, times
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.fused_loss import fused_cross_entropy
-from nanogpt_jax.core.layers import INIT_STD, Dropout, Linear, Norm, Text, require_text
+from nanogpt_jax.core.layers import INIT_STD, Dropout, Linear, Norm, Text, TokenShift, require_text
 from nanogpt_jax.core.rope import frequencies, rotated
 from nanogpt_jax.core.shape import GPTConfig
 
@@ -180,6 +180,8 @@ class GPT(nn.Module):
         self.wte = nn.Embed(cfg.vocab_size, cfg.n_embd, embedding_init=normal)
         if cfg.position == "learned":
             self.wpe = nn.Embed(cfg.block_size, cfg.n_embd, embedding_init=normal)
+        if cfg.token_shift:
+            self.shift = TokenShift()
         rate = cfg.dropout if self.dropout is None else self.dropout
         self.drop = Dropout(rate)
         block = nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block  # static: batch, train
@@ -222,14 +224,16 @@ class GPT(nn.Module):
         """
         return self.head(self._blocks(idx, None, 0, train=False, only=index)[0][:, 0])
 
-    def decode(self, idx: Text, cache: Cache, position: Position) -> tuple[Float[Array, "B V"], Cache]:
-        """Read T tokens that stand at `position`, ... after those in `cache`.
+    def decode(
+        self, idx: Text, cache: Cache, position: Position, before: Text | None = None
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Read T tokens that stand at `position`, ... after those in `cache`, of which `before` (B, 1) is the last.
 
         Gives the logits after the last of them, and the cache with all of them in it. With a prompt at position 0 this
         is the prefill; with one token it is a step of decoding. Attention reads all of the cache, however much of it is
-        filled.
+        filled. `before` is looked at from position 1 on, where there is a token shift.
         """
-        x, cache = self._blocks(idx, cache, position, train=False)
+        x, cache = self._blocks(idx, cache, position, train=False, before=before)
         return self.head(x[:, -1]), cache
 
     def init_cache(self, batch: int, length: int) -> Cache:
@@ -256,6 +260,9 @@ class GPT(nn.Module):
         kernel: Array = self.lm_head.get_variable("params", "kernel")
         return sharding.gathered(kernel.astype(self.dtype), "lm_head").T
 
+    def _embedded(self, idx: Text) -> Float[Array, "B T C"]:
+        return ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx)).astype(jnp.float32)
+
     def _positions(self, position: Position, length: int) -> Float[Array, "{length} C"]:
         return jax.lax.dynamic_slice_in_dim(sharding.gathered(self.wpe.embedding, "wpe"), position, length)
 
@@ -267,6 +274,7 @@ class GPT(nn.Module):
         train: bool,
         segments: Segments = None,
         only: Position | None = None,
+        before: Text | None = None,
     ) -> tuple[Float[Array, "B S C"], Cache]:
         """The residual stream, and the cache with these positions in it; ``()`` where there is none.
 
@@ -279,7 +287,11 @@ class GPT(nn.Module):
                 f"{self.config.block_size}, as in idx[:, -{self.config.block_size}:]"
             )
         segments = None if segments is None else jnp.asarray(segments)
-        x = ops.embedding(sharding.gathered(self.wte.embedding, "wte"), jnp.asarray(idx)).astype(jnp.float32)
+        x = self._embedded(idx)
+        if self.config.token_shift:
+            first = jnp.zeros_like(x[:, :1]) if before is None else jnp.where(position > 0, self._embedded(before), 0)
+            previous = jnp.concatenate([first, x[:, :-1]], axis=1)
+            x = self.shift(x, previous if segments is None else jnp.where(_begins(segments)[..., None], 0, previous))
         if self.config.position == "learned" and segments is not None:
             x += ops.embedding(sharding.gathered(self.wpe.embedding, "wpe"), _places(segments))
         elif self.config.position == "learned":  # rotary ones are the same from wherever they are counted
@@ -297,8 +309,12 @@ class GPT(nn.Module):
 def _places(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """The position of each token in its own text."""
     here = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
-    return here - jax.lax.cummax(jnp.where(begins, here, 0), axis=1)
+    return here - jax.lax.cummax(jnp.where(_begins(segments), here, 0), axis=1)
+
+
+def _begins(segments: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Where a token is of another text than the one before it; the first of a row needs no such word."""
+    return jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)))
 
 
 def _at(x: Float[Array, "*N T C"], position: Position) -> Float[Array, "*N 1 C"]:

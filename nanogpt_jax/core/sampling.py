@@ -166,8 +166,8 @@ def extend(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, generation.samples)
 
     def cached(g: Generation) -> tuple[Array, Cache]:
-        last = jax.lax.dynamic_slice_in_dim(g.tokens, g.length - 1, 1, axis=1)
-        read: Any = model.apply(weights, last, g.cache, g.length - 1, method="decode")
+        before, last = (jax.lax.dynamic_slice_in_dim(g.tokens, g.length - ago, 1, axis=1) for ago in (2, 1))
+        read: Any = model.apply(weights, last, g.cache, g.length - 1, before, method="decode")
         return read
 
     def uncached(g: Generation) -> tuple[Array, Cache]:

@@ -83,6 +83,7 @@ class GPTConfig:
         n_kv_head: heads of keys and values, each read by n_head / n_kv_head heads of queries; None: `n_head`.
         head_size: width of a head; None: n_embd / n_head.
         mlp_size: hidden units of an MLP; None: 4 n_embd.
+        token_shift: each token's embedding with a learned share of the one before it (after RWKV: Peng et al., 2023).
         logit_softcap: c, for logits of c tanh(logits / c) (Gemma 2, 2024); None: as they are.
         proj_init_scale: factor on the spread with which the two projections of a block start; 0: from zero.
     """
@@ -107,6 +108,7 @@ class GPTConfig:
     n_kv_head: int | None = None
     head_size: int | None = None
     mlp_size: int | None = None
+    token_shift: bool = False
     logit_softcap: float | None = None
     proj_init_scale: float = 1.0
 

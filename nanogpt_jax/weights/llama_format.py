@@ -134,6 +134,7 @@ def kind_of(config: GPTConfig) -> str:
     only: dict[str, tuple[Any, ...]] = {
         "norm": ("rms",),
         "activation": ("swiglu",),
+        "token_shift": (False,),
         "logit_softcap": (None,),
         "lm_head_bias": (False,),
         "has_qkv_bias": (config.bias,),

@@ -72,7 +72,7 @@ def params_of(state_dict: Mapping[str, np.ndarray], config: GPTConfig, layout: L
 
 def require_expressible(config: GPTConfig, layout: Layout) -> None:
     """Raise a `UserError` that names the setting, if a model of this shape has no equal in the other program."""
-    newer = ("position", "norm", "qk_norm", "logit_softcap")
+    newer = ("position", "norm", "qk_norm", "token_shift", "logit_softcap")
     possible: dict[str, tuple[Any, ...]] = {name: (getattr(GPTConfig, name),) for name in newer}
     possible |= {"kv_heads": (config.n_head,), "head_width": (config.n_embd // config.n_head,)}
     possible |= {"activation": _ACTIVATIONS, "lm_head_bias": (False,)}
@@ -98,9 +98,9 @@ def require_values(config: GPTConfig, possible: Mapping[str, tuple[Any, ...]], p
 _ACTIVATIONS = ("gelu", "gelu_new", "relu")
 _SETTINGS = {"has_qkv_bias": "qkv_bias", "kv_heads": "n_kv_head", "head_width": "head_size", "mlp_width": "mlp_size"}
 _ORDER = (
-    "wte", "wpe", "h", "ln_1", "attn", "c_attn", "q_norm", "k_norm", "ln_2", "mlp", "c_gate", "c_fc", "c_proj", "ln_f",
-    "lm_head",
-    "embedding", "kernel", "scale", "bias",
+    "wte", "wpe", "shift", "h", "ln_1", "attn", "c_attn", "q_norm", "k_norm", "ln_2", "mlp", "c_gate", "c_fc", "c_proj",
+    "ln_f", "lm_head",
+    "embedding", "kernel", "scale", "bias", "share",
 )  # fmt: skip
 _LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
 # The causal mask, which PyTorch may keep as a buffer, and the heads of models that do something else with GPT-2.

@@ -38,7 +38,8 @@ SHAPES = {
     ),
     "muon": dict(optimizer="muon", n_kv_head=2),
     "lora, two texts a row": dict(position="rope", norm="rms", activation="swiglu", n_kv_head=2, bias=False),
-    "one key head": dict(position="rope", n_kv_head=1),  # which each of two devices needs for its queries
+    # The one key head each of two devices needs for its queries.
+    "one key head": dict(position="rope", n_kv_head=1, token_shift=True),
 }  # fmt: skip
 FILE = TokenFile(np.random.default_rng(0).integers(0, 64, 2000).astype("<u2"), None, 64)
 

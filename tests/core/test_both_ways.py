@@ -24,7 +24,11 @@ MODELS = {
     "untied, no biases": GPT(GPTConfig(**SHAPE, bias=False, tie_word_embeddings=False, activation="relu")),
     "fused loss": GPT(GPTConfig(**SHAPE | {"vocab_size": FUSED_LOSS_FROM})),
     "long": GPT(GPTConfig(**SHAPE | {"block_size": LONG + 3})),
-    "llama": GPT(GPTConfig(**SHAPE, position="rope", norm="rms", activation="swiglu", n_kv_head=1, qk_norm=True)),
+    "llama": GPT(
+        GPTConfig(
+            **SHAPE, position="rope", norm="rms", activation="swiglu", n_kv_head=1, qk_norm=True, token_shift=True
+        )
+    ),
     "softcap, fused loss": GPT(GPTConfig(**SHAPE | {"vocab_size": FUSED_LOSS_FROM}, logit_softcap=3.0)),
     "bigram": Bigram(GPTConfig(**SHAPE)),
 }

@@ -55,6 +55,7 @@ OPTIONS = {
     "one key head": dict(n_kv_head=1),
     "head_size": dict(head_size=6),
     "mlp_size": dict(mlp_size=5),
+    "token_shift": dict(token_shift=True),
     "logit_softcap": dict(logit_softcap=2.0),
     "llama": dict(LLAMA, tie_word_embeddings=False),
     "qwen3": dict(LLAMA, qk_norm=True, head_size=6, norm_epsilon=1e-6),

@@ -29,9 +29,10 @@ ROPE = dataclasses.replace(CONFIG, position="rope", n_kv_head=1, norm="rms", act
 ROLLING = SamplingConfig(temperature=0.0, past_block="rolling")
 
 
-@pytest.fixture(scope="module", params=["gpt", "llama", "bigram"])
+@pytest.fixture(scope="module", params=["gpt", "llama, token shift", "bigram"])
 def model_and_params(request):
-    model = {"gpt": GPT(CONFIG), "llama": GPT(ROPE), "bigram": Bigram(CONFIG)}[request.param]
+    shifted = dataclasses.replace(ROPE, token_shift=True)
+    model = {"gpt": GPT(CONFIG), "llama, token shift": GPT(shifted), "bigram": Bigram(CONFIG)}[request.param]
     return model, fresh(model)
 
 

@@ -234,8 +234,11 @@ def test_a_batch_has_as_targets_what_is_learnt_of_the_same_example():
 
 @pytest.mark.parametrize("position", ["learned", "rope"])
 def test_the_loss_of_packed_rows_is_that_of_each_example_by_itself(position):
-    model = GPT(GPTConfig(block_size=16, vocab_size=32, n_layer=2, n_head=2, n_embd=16, position=position))
-    params = jax.tree.map(lambda p: 20 * p if p.ndim > 1 else p, init_params(model, 0))  # so that they look around
+    shape = dict(block_size=16, vocab_size=32, n_layer=2, n_head=2, n_embd=16)
+    model = GPT(GPTConfig(**shape, position=position, token_shift=position == "rope"))
+    params = jax.tree.map(
+        lambda p: 20 * p if p.ndim > 1 else p + 0.5, init_params(model, 0)
+    )  # so that they look around
     ids, rows = rows_in_memory()
     together = loss_fn(model, params, batch_of(ids, rows, np.arange(2), 16))
     alone, start = [], 0

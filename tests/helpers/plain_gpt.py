@@ -54,6 +54,8 @@ def plain_gpt(params: Params, cfg: GPTConfig, idx: Array, window: int | None = N
         return jax.nn.softmax(scores, axis=-1) @ v
 
     x = jnp.asarray(params["wte"]["embedding"])[idx]
+    if cfg.token_shift:
+        x = x + params["shift"]["share"] * jnp.pad(x[:-1], ((1, 0), (0, 0)))
     if cfg.position == "learned":
         x = x + params["wpe"]["embedding"][:T]
     for layer in range(cfg.n_layer):

@@ -21,6 +21,8 @@ def fresh(model: nn.Module) -> Params:
     """Parameters whose predictions are far from uniform, so that a mistake shows and rounding does not."""
 
     def larger(path: tuple, p: Array) -> Array:
+        if path[-1].key == "share":  # which starts at zero
+            return p + 1
         return p if path[-2].key in ("q_norm", "k_norm") else 4 * p  # both would make scores 16 times as large
 
     return jax.jit(lambda: jax.tree.map_with_path(larger, init_params(model, 0)))()

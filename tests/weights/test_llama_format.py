@@ -193,6 +193,7 @@ def test_what_this_model_has_not_is_named(changes: Any, message: str) -> None:
         ({"norm": "layer"}, "norm=layer has no equal in Hugging Face's Llama, which has rms alone"),
         ({"activation": "relu2"}, "activation=relu2 has no equal in Hugging Face's Llama, which has swiglu alone"),
         ({"logit_softcap": 5.0}, "logit_softcap=5.0 has no equal in"),
+        ({"token_shift": True}, "token_shift=True has no equal in"),
         ({"qkv_bias": True}, "qkv_bias=True has no equal in Hugging Face's Llama"),
         (
             {"n_embd": 18, "head_size": 4},

@@ -120,6 +120,7 @@ class TestMapping:
             ("hf", {"head_size": 6}, "head_size=6 has no equal in"),
             ("nanogpt", {"mlp_size": 6}, "mlp_size=6 has no equal in nanoGPT, which has 64 alone"),
             ("hf", {"logit_softcap": 6.0}, "logit_softcap=6.0 has no equal in"),
+            ("nanogpt", {"token_shift": True}, "token_shift=True has no equal in"),
             ("hf", {"tie_word_embeddings": False, "lm_head_bias": True}, "lm_head_bias=True has no equal in"),
         ],
     )  # fmt: skip

@@ -34,7 +34,7 @@ class Gpu(NamedTuple):
     float32_units: int  # of a multiprocessor
     threads: int  # likewise
     shared_memory: int  # likewise, KiB
-    l2_cache: int  # MiB
+    l2_cache: float  # MiB
     clock: float  # GHz
 
 
@@ -49,26 +49,34 @@ class Chip(NamedTuple):
     gpu: Gpu | None = None
 
 
-# TPUs: Google Cloud's documentation, "TPU architecture", the pages of v5e, v5p and v6e; links are given there in bits.
+# Where the figures are from. Of TPUs, docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e: what a chip sends to its
+# neighbours is half of "bidirectional inter-chip interconnect bandwidth", 400, 1200 and 800 GB/s; their GB are GiB.
 #
-# GPUs: NVIDIA's data sheets of A100 (SXM, 80 GB), H100 and H200 (SXM), HGX B200 and L4, and of the 4090 the white
-# paper "NVIDIA Ada GPU Architecture": half of what they state with sparsity, links one way, GB as 10^9 bytes, a little
-# less than there are. NVLink joins the first four, PCIe 4.0 x16 the others. The network is that of the data sheets of
-# DGX A100, H100, H200 and B200: an adapter of 200 Gbit/s (A100) or 400 for each GPU. What a multiprocessor holds is in
-# the CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"; how many there are, the caches and
-# the clocks are in the white papers of the architectures, and of the B200, which has none, as CUDA tells them.
+# Of GPUs, what is computed, the memory and the links are from NVIDIA's data sheets: A100 (SXM, 80 GB), H100 and H200
+# (SXM), HGX B200 and L4; the 4090's from the white paper "NVIDIA Ada GPU Architecture". Half of what they state with
+# sparsity, links one way, and GB as 10^9 bytes, a little less than there are. NVLink joins the first four (600, 900,
+# 900 and 1800 GB/s both ways), PCIe 4.0 x16 the others. The B200's memory is said to give 8 TB/s; its bus and clock, as
+# CUDA tells them, make 7.67 (github.com/pytorch/ao/pull/4002). The network is an adapter for each GPU, of 200 Gbit/s in
+# DGX A100 and 400 in DGX H100, H200 and B200 (docs.nvidia.com/dgx, their user guides).
+#
+# What a multiprocessor holds is in NVIDIA's tuning guides of Ampere, Ada, Hopper and Blackwell (docs.nvidia.com/cuda).
+# How many there are, caches and clocks are as CUDA tells them: of the first four in github.com/openxla/xla,
+# xla/backends/gpu/target_config/specs; of the 4090 as in its white paper. The L4's 121 TFLOP/s in bfloat16 and 30.3 in
+# float32 are those of 58 multiprocessors at 2.04 GHz.
 CHIPS = {
-    "v5e": Chip(PEAK_FLOPS["TPU v5e"], 16 * GIB, 819e9, 1600e9 / 8),
-    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * GIB, 2765e9, 4800e9 / 8),
-    "v6e": Chip(PEAK_FLOPS["TPU v6"], 32 * GIB, 1640e9, 3584e9 / 8),
+    "v5e": Chip(PEAK_FLOPS["TPU v5e"], 16 * GIB, 819e9, 400e9 / 2),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * GIB, 2765e9, 1200e9 / 2),
+    "v6e": Chip(PEAK_FLOPS["TPU v6"], 32 * GIB, 1638e9, 800e9 / 2),
     "a100": Chip(
         PEAK_FLOPS["A100"], 80e9, 2039e9, 300e9, 25e9, Gpu("A100-SXM4-80GB", (8, 0), 108, 64, 2048, 164, 40, 1.41)
     ),
     "h100": Chip(
-        PEAK_FLOPS["H100"], 80e9, 3350e9, 450e9, 50e9, Gpu("H100 80GB HBM3", (9, 0), 132, 128, 2048, 228, 50, 1.83)
+        PEAK_FLOPS["H100"], 80e9, 3350e9, 450e9, 50e9, Gpu("H100 80GB HBM3", (9, 0), 132, 128, 2048, 228, 50, 1.98)
     ),
-    "h200": Chip(PEAK_FLOPS["H200"], 141e9, 4800e9, 450e9, 50e9, Gpu("H200", (9, 0), 132, 128, 2048, 228, 50, 1.83)),
-    "b200": Chip(PEAK_FLOPS["B200"], 180e9, 8000e9, 900e9, 50e9, Gpu("B200", (10, 0), 148, 128, 2048, 228, 126, 1.85)),
+    "h200": Chip(PEAK_FLOPS["H200"], 141e9, 4800e9, 450e9, 50e9, Gpu("H200", (9, 0), 132, 128, 2048, 228, 50, 1.98)),
+    "b200": Chip(
+        PEAK_FLOPS["B200"], 180e9, 7672e9, 900e9, 50e9, Gpu("B200", (10, 0), 148, 128, 2048, 228, 126.5, 1.965)
+    ),
     "l4": Chip(PEAK_FLOPS["L4"], 24e9, 300e9, 32e9, gpu=Gpu("L4", (8, 9), 58, 128, 1536, 100, 48, 2.04)),
     "4090": Chip(
         PEAK_FLOPS["RTX 4090"], 24e9, 1008e9, 32e9, gpu=Gpu("GeForce RTX 4090", (8, 9), 128, 128, 1536, 100, 72, 2.52)
@@ -145,7 +153,7 @@ def _described(chip: Chip, gpu: Gpu) -> str:
           registers_per_block_limit: {2**16} registers_per_core_limit: {2**16}
           shared_memory_per_core: {gpu.shared_memory * 2**10} shared_memory_per_block: {48 * 2**10}
           shared_memory_per_block_optin: {(gpu.shared_memory - 1) * 2**10}
-          l2_cache_size: {gpu.l2_cache * 2**20}
+          l2_cache_size: {gpu.l2_cache * 2**20:.0f}
           device_memory_size: {chip.memory:.0f} memory_bandwidth: {chip.memory_rate:.0f}
         }}
         platform_name: "CUDA" device_description_str: "NVIDIA {gpu.name}"
