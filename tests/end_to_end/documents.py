@@ -24,8 +24,8 @@ from tests.helpers.jobs import virtual_devices
 # In this order in one checkout: what a page makes, a later one may use.
 DOCUMENTS = (
     "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/records.md",
-    "docs/evaluate.md", "docs/tuning.md", "docs/launch.md", "docs/buckets.md", "docs/on_a_tpu.ipynb", "docs/on_a_gpu.ipynb",
-    "docs/index.md", "data/README.md",
+    "docs/evaluate.md", "docs/tuning.md", "docs/launch.md", "docs/buckets.md", "docs/on_a_tpu.ipynb",
+    "docs/on_a_gpu.ipynb", "docs/index.md", "data/README.md",
 )  # fmt: skip
 _PROGRAMS = (
     r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|ruff|mkdocs|jupyter|srun|gcloud|torchrun|nanogpt-jax"
