@@ -9,6 +9,7 @@ is the run: what this machine has beyond it is let go when the run goes on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ class Publisher:
         self._others: dict[str, tuple[int, int]] = {}  # size and time of the other files, as they were put
         self._at_work = threading.Lock()
         self._failed: RunFailed | None = None
-        self._ended = threading.Event()
+        self._begun, self._ended = False, threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def begin(self) -> None:
@@ -74,6 +75,7 @@ class Publisher:
         That is half a checkpoint of a process that was killed, a damaged one, and lines of metrics past the newest.
         Raises `OSError` if the store refuses that.
         """
+        self._writer.require()
         objects = self._bucket.objects()
         self._there = {step for step in whole_steps(objects) if self._is_the_same(step)}
         metrics = self._metrics()
@@ -89,13 +91,16 @@ class Publisher:
         stale = [name for name in objects if name.startswith(f"{FOLDER}/") and not name.startswith(whole)]
         stale += [name for name in objects if name.startswith(_TAKEN_ALONG) and name not in self._others]
         self._delete(stale)
+        self._begun = True
         self._thread.start()
 
     def publish(self, *, all_of_it: bool = False) -> None:
-        """Bring the bucket up to the newest checkpoint in the folder, or to all that is there.
+        """Bring the bucket up to the newest checkpoint in the folder, or to all that is there; nothing before `begin`.
 
         Raises `RunFailed` if that cannot be, now or before.
         """
+        if not self._begun:
+            return
         with self._at_work:
             self.check()
             try:
@@ -197,7 +202,7 @@ class PublishedCheckpoints(CheckpointWriter):
         publisher.begin()
 
     def save(self, state: TrainState, run: RunDocument) -> None:
-        whole = state if jax.process_count() == 1 else jax.tree.map(_whole, state)
+        whole = state if jax.process_count() == 1 else jax.tree.map(_whole, _saved(state))
         self.wait()
         super().save(whole, run)
 
@@ -217,7 +222,7 @@ class GivenAway(CheckpointWriter):
         """Open; there is nothing here."""
 
     def save(self, state: TrainState, run: RunDocument) -> None:
-        for array in jax.tree.leaves(state):
+        for array in jax.tree.leaves(_saved(state)):
             _whole(array)
 
     def check(self) -> None:
@@ -228,6 +233,11 @@ class GivenAway(CheckpointWriter):
 
     def close(self) -> None:
         pass
+
+
+def _saved(state: TrainState) -> TrainState:
+    """What is saved of a state: all but a base, which lies elsewhere."""
+    return dataclasses.replace(state, base=None)
 
 
 def _whole(array: jax.Array) -> np.ndarray:
