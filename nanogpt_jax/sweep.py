@@ -14,6 +14,7 @@ from nanogpt_jax.cli.settings import chosen, settings_parser
 from nanogpt_jax.core.config import ACCELERATORS, PLACEMENT_SETTINGS, Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import require_at_least, require_choice
+from nanogpt_jax.data.addresses import require_on_disk
 from nanogpt_jax.data.commands import pasteable
 from nanogpt_jax.run.presets import PRESETS, name_of, usual
 from nanogpt_jax.run.sweep_plan import MOST_RUNS, PLAN_FILE, VARYING, Plan, planned, read_plan
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     a_device_for_each_core()
     platform = use_accelerator(accelerator)
     tell(notes)
-    out_dir = str(explicit.get("out_dir", OUT_DIR))
+    out_dir = require_on_disk("out_dir", str(explicit.get("out_dir", OUT_DIR)))
     resuming = explicit.get("init_from") == "resume"
     if resuming:
         other = [name for name in explicit if name not in ("init_from", "out_dir", "accelerator")]

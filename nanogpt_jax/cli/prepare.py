@@ -12,6 +12,7 @@ from nanogpt_jax.core.config import PRETRAINED, UNKNOWN
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.limits import MAX_VOCAB_SIZE, require_choice
 from nanogpt_jax.data import assets
+from nanogpt_jax.data.addresses import is_address, require_on_disk
 from nanogpt_jax.data.chat import TEMPLATES, named_template
 from nanogpt_jax.data.commands import pasteable, to_install, to_train_on
 from nanogpt_jax.data.files import exists, is_dir, is_file
@@ -137,7 +138,7 @@ def main_known(name: str, argv: Sequence[str], data_dir: Path = Path("data")) ->
     about, _, _ = str(KNOWN[name].__doc__).partition(". ")
     parser = Parser(f"prepare {name}", "[--data_dir=DIR]", f"Prepare {about}.")
     parser.add_argument(
-        "--data_dir", default=data_dir, type=Path, metavar="DIR", help=f"the data set goes to DIR/{name} (data)"
+        "--data_dir", default=data_dir, type=_on_disk, metavar="DIR", help=f"the data set goes to DIR/{name} (data)"
     )
     return _report(KNOWN[name](parser.parse(argv)["data_dir"] / name))
 
@@ -187,10 +188,14 @@ def _add_tokenizer(parser: Parser, default: str) -> None:
 
 
 def _add_places(parser: Parser, data_dir: Path) -> None:
-    parser.add_argument("--data_dir", default=data_dir, type=Path, metavar="DIR", help="where data sets lie (data)")
+    parser.add_argument("--data_dir", default=data_dir, type=_on_disk, metavar="DIR", help="where data sets lie (data)")
     parser.add_argument(
         "--shard_tokens", default=None, type=int, metavar="N", help="files of N tokens, train_000.bin and so on (one)"
     )
+
+
+def _on_disk(data_dir: str) -> Path:
+    return Path(require_on_disk("data_dir", data_dir))
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _tokenizer_of_weights(source: str, data_dir: Path) -> dict[str, Any]:
     from nanogpt_jax.weights.tokenizer_files import read_tokenizer
 
     path = Path(source)
-    if not source or not (exists(path) or hub_name(source)):
+    if not source or not (is_address(source) or exists(path) or hub_name(source)):
         raise UserError(
             f"tokenizer={source} is not char, gpt2, bpe:SIZE, char:TEXTFILE, a data set in {data_dir}, nor the path "
             "of one, of a run or of a checkpoint; choose one"

@@ -11,6 +11,7 @@ import numpy as np
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.bucket import data_set_at
 from nanogpt_jax.data.dataset import TokenFile, open_tokens
 from nanogpt_jax.data.files import is_file
 from nanogpt_jax.data.prepared import load_meta
@@ -91,7 +92,7 @@ def fitting_settings(base: Mapping[str, Any], explicit: Mapping[str, Any], refer
 
 def open_data(settings: Settings) -> Data:
     """The training split of the data set the settings name, or random tokens where it is not prepared."""
-    folder = Path(settings.data_dir) / settings.dataset
+    folder = data_set_at(settings.data_dir, settings.dataset)
     if is_file(folder / "meta.json"):
         meta = load_meta(folder)
         path, sizes = folder / "train.bin", (meta.vocab_size, settings.block_size, meta.train_tokens)

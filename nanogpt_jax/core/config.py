@@ -53,7 +53,7 @@ class Settings:
     """
 
     # fmt: off
-    out_dir: str = setting("out", "run", "folder that receives checkpoints, metrics.jsonl, config.json and loss.png; where none is given, the preset's, with the data set's name after it if that is not the preset's own")
+    out_dir: str = setting("out", "run", "folder, or s3:// or gs:// address, that receives checkpoints, metrics.jsonl, config.json and loss.png; where none is given, the preset's, with the data set's name after it if that is not the preset's own")
     init_from: str = setting("scratch", "run", "scratch, resume, gpt2, gpt2-medium, gpt2-large, gpt2-xl, another GPT-2, Llama or Qwen3 of Hugging Face's hub as ORGANIZATION/NAME, or a path: a run's folder, a nanoGPT ckpt.pt, a Hugging Face folder, a PEFT adapter's")
     which: Literal["best", "last"] = setting("best", "run", "the weights of a run that init_from names: with its lowest validation loss, or the last", WHICH)
     eval_interval: int = setting(2000, "run", "iterations between two evaluations")
@@ -73,7 +73,7 @@ class Settings:
     seed: int = setting(1337, "run", "the one number all randomness is derived from")
 
     dataset: str = setting("openwebtext", "data", "name of the data set, a folder of data_dir")
-    data_dir: str = setting("data", "data", "folder that holds the data sets")
+    data_dir: str = setting("data", "data", "folder, or s3:// or gs:// address, that holds the data sets")
     with_replacement: bool = setting(True, "data", "draw each window of a text anew from all, as nanoGPT does; False: each comes once an epoch, as examples do in any case")
     segments: bool = setting(True, "data", "of a data set of examples, those in one row do not see each other")
     batch_size: int = setting(12, "data", "sequences in one micro-batch")

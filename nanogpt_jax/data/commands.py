@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from nanogpt_jax.data.addresses import address_of
 from nanogpt_jax.data.files import exists, is_file
 
 INSTALLED = "nanogpt-jax"  # by which all commands start where the package is installed
@@ -28,7 +29,8 @@ def pasteable(command: str, *arguments: object, **flags: object) -> str:
 
     `command` is what would follow `nanogpt-jax`, as ``train`` or ``prepare openwebtext``.
     """
-    return shlex.join([*map(_found_from_here, _start(command)), *map(str, arguments), *flags_of(flags)])
+    words = (str(address_of(argument)) for argument in arguments)
+    return shlex.join([*map(_found_from_here, _start(command)), *words, *flags_of(flags)])
 
 
 def start_of(command: str) -> str:
@@ -84,7 +86,7 @@ def flags_to_resume(out_dir: object, **flags: object) -> str:
 
 def flags_of(settings: Mapping[str, object]) -> list[str]:
     """Settings as flags, not yet quoted."""
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return [f"--{name}={address_of(value)}" for name, value in settings.items()]
 
 
 def to_prepare(data_set: Path) -> str:

@@ -53,6 +53,11 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
         yield Path(name)
 
 
+def cache_folder() -> Path:
+    """Where what can be had again is kept for later: `nanogpt_jax` in `$XDG_CACHE_HOME`, or else in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanogpt_jax"
+
+
 def refused(what: object, error: OSError, doing: str) -> UserError:
     """What the system's refusal of a path means to a user: each cause in its own words, and the mend of it.
 
@@ -76,6 +81,8 @@ MENDS: dict[int | None, str] = {  # an `OSError` may have no number
     errno.ENOTDIR: "a part of its path is a file, name another",
     errno.ENOENT: "check the name",
     errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.EHOSTUNREACH: "check the network, and the credentials and address of the store in the environment",
+    errno.ESTALE: "try again",
     errno.EIO: "see to the disk below it, or name another",
 }
 REFUSALS = frozenset(MENDS) - {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}

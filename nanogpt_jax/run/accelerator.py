@@ -13,8 +13,8 @@ import jax
 
 from nanogpt_jax.core import switches
 from nanogpt_jax.core.errors import UserError, in_short
-from nanogpt_jax.data.assets import cache_folder
 from nanogpt_jax.data.commands import to_install
+from nanogpt_jax.data.files import cache_folder
 
 _M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
 _EXTRAS = {"gpu": "cuda", "tpu": "tpu"}

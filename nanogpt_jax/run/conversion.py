@@ -19,6 +19,7 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError, in_short
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import abstract_state, init_state
+from nanogpt_jax.data.addresses import require_on_disk
 from nanogpt_jax.data.files import (
     exists,
     is_dir,
@@ -73,13 +74,14 @@ def convert(
 
     Raises `UserError`, with nothing written, where that cannot be.
     """
-    source = located(src)
-    target = Path(dst)
+    target = Path(require_on_disk("dst", dst))
+    which = which or ("last" if target.suffix == ".pt" or to == "run" else "best")
+    source = located(src, which)
     form = _form_of(target, to, is_run=is_dir(source / FOLDER))
     _require_free(target, overwrite)
     use_accelerator("cpu")  # from files to files: there is nothing to compute
 
-    snapshot = _read(src, source, form, data_dir, which or ("best" if form in ("hf", "peft") else "last"))
+    snapshot = _read(src, source, form, data_dir, which)
     snapshot = dataclasses.replace(snapshot, tokenizer=_tokenizer(src, snapshot, tokenizer, required=form == "run"))
     size = sum(value.size for value in jax.tree.leaves(snapshot.params))
     require_room(target.parent, 4 * size * (3 if form == "run" or snapshot.moments is not None else 1), dst)

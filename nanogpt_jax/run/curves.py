@@ -61,11 +61,15 @@ def read_curves(out_dir: Path, name: str | None = None) -> Curves:
     )
 
 
-def read_all(out_dirs: Sequence[Path]) -> list[Curves]:
-    """The curves of several runs, by the names of their folders, or by their paths where two have one name."""
+def read_all(out_dirs: Sequence[Path], called: Sequence[str] | None = None) -> list[Curves]:
+    """The curves of several runs, by the names of their folders, or where two have one name by what they are called.
+
+    Without `called` that is their paths.
+    """
+    called = called or [str(path) for path in out_dirs]
     names = [path.resolve().name for path in out_dirs]
     unique = len(set(names)) == len(names)
-    return [read_curves(path, name if unique else str(path)) for path, name in zip(out_dirs, names, strict=True)]
+    return [read_curves(path, name) for path, name in zip(out_dirs, names if unique else called, strict=True)]
 
 
 def loss_figure(runs: Sequence[Curves]) -> Figure:

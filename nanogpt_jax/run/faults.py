@@ -15,6 +15,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from nanogpt_jax.core.errors import RunFailed, UserError
+from nanogpt_jax.data.addresses import address_of
 from nanogpt_jax.data.files import refusals
 from nanogpt_jax.data.process import ENDING, noted
 from nanogpt_jax.weights.checkpoint import how_to_go_on
@@ -72,7 +73,8 @@ def only_run_in(out_dir: Path) -> Iterator[None]:
             lock.acquire()
         except Timeout:  # which is an OSError too
             raise UserError(
-                f"another run is writing into out_dir={out_dir}; wait for it, stop it, or name another folder"
+                f"another run is writing into out_dir={address_of(out_dir)}; wait for it, stop it, or name another "
+                "folder"
             ) from None
     try:
         yield
@@ -81,9 +83,9 @@ def only_run_in(out_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unwritable(out_dir: Path) -> Iterator[None]:
-    """Before the first update: a folder that can't be written is a mistake of the user's."""
-    with refusals(f"out_dir={out_dir}", "written"):
+def unwritable(out_dir: Path | str) -> Iterator[None]:
+    """Before the first update: a folder, or an address, that can't be written is a mistake of the user's."""
+    with refusals(f"out_dir={address_of(out_dir)}", "written"):
         yield
 
 
@@ -96,7 +98,7 @@ def refusals_in_one_line(out_dir: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise RunFailed(
-            f"the run in {out_dir} could not go on ({error.strerror or error}); mend that, then "
+            f"the run in {address_of(out_dir)} could not go on ({error.strerror or error}); mend that, then "
             + how_to_go_on(out_dir)
         ) from error
 

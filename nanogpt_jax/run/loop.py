@@ -7,7 +7,6 @@ import dataclasses
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.optimizer import make_optimizer
 from nanogpt_jax.core.train_step import AnyBatch, Metrics, TrainState, make_eval_step, make_train_step
 from nanogpt_jax.data import dataset, feed
+from nanogpt_jax.data.addresses import at_hand, is_address
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
 from nanogpt_jax.data.dataset import TokenFile, rows_in_split
 from nanogpt_jax.data.files import is_dir
@@ -32,14 +32,13 @@ from nanogpt_jax.run.expected import beside_expected
 from nanogpt_jax.run.faults import (
     Stopped,
     memory_in_one_line,
-    only_run_in,
     refusals_in_one_line,
     signals,
-    unwritable,
 )
 from nanogpt_jax.run.mesh import make_mesh, mesh_shape, require_fit, rounded_up
 from nanogpt_jax.run.outcome import best_beside_last
 from nanogpt_jax.run.progress import Progress, writing
+from nanogpt_jax.run.publishing import only_run_at, require_new
 from nanogpt_jax.run.sinks import Sinks, require_sinks
 from nanogpt_jax.run.start import Data, Start, begun, resumed
 from nanogpt_jax.run.telemetry import Profile, flops_per_token
@@ -60,7 +59,7 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
     anything is written. Raises `Stopped` after a signal, and `RunFailed` where the run can't go on.
     """
     given = given or {}
-    out_dir = Path(settings.out_dir)
+    out_dir = at_hand(settings.out_dir)
     resuming, writing = settings.init_from == "resume", not settings.eval_only
     received: list[int] = []  # the signals that tell this process to stop
     with (
@@ -71,19 +70,24 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
         held.enter_context(readers_may_leave(lambda: received.append(signal.SIGPIPE)))
 
         def prepared() -> Start:
-            if resuming and writing and is_dir(out_dir) and hosts.is_first():
-                held.enter_context(only_run_in(out_dir))  # before its newest checkpoint is looked for
+            publisher = None
+            if resuming and writing and hosts.is_first() and (is_address(settings.out_dir) or is_dir(out_dir)):
+                # before its newest checkpoint is looked for
+                publisher = held.enter_context(only_run_at(settings.out_dir, resuming=True))
+            elif writing and not resuming and is_address(settings.out_dir):
+                require_new(settings.out_dir)
             start = resumed(settings, given) if resuming else begun(settings, given)
             if writing:
                 require_sinks(start.settings)
-            return start
+            return start._replace(publisher=publisher)
 
         hosts.together(lambda: settings, _shared_settings)
         start = hosts.together(prepared, _facts)
         settings, data = start.settings, start.data
         if resuming and writing and start.run.step == settings.max_iters and start.run.evaluated:
             further = pasteable("train", init_from="resume", out_dir=out_dir, max_iters=2 * max(1, start.run.step))
-            print(f"the run in {out_dir} is finished, at iteration {start.run.step}; to train it further: {further}")
+            finished = f"the run in {settings.out_dir} is finished, at iteration {start.run.step}"
+            print(f"{finished}; to train it further: {further}")
         shape = mesh_shape(settings.mesh, jax.device_count())
         require_fit(shape, settings)
         mesh = None if jax.device_count() == 1 else make_mesh(shape, jax.devices())
@@ -108,9 +112,8 @@ def train(settings: Settings, given: Mapping[str, Any] | None = None) -> float:
             stop = partial(hosts.stop_if_told, received)
             return _final_loss(loss_under(eval_step, state), data.val, settings.block_size, mesh, stop)
         if not resuming and hosts.is_first():
-            with unwritable(out_dir):
-                out_dir.mkdir(parents=True, exist_ok=True)
-            held.enter_context(only_run_in(out_dir))
+            publisher = held.enter_context(only_run_at(settings.out_dir, resuming=False))
+            start = start._replace(publisher=publisher)
         places = None if mesh is None else sharding.state_shardings(mesh, state)
         train_step = make_train_step(model, tx, skip_nonfinite=settings.nan_policy == "skip", shardings=places)
         with refusals_in_one_line(out_dir), signals(received), live.shown(start, model) as view:
@@ -270,7 +273,7 @@ def _update_until_done(
             checkpoints.wait()
             state = dataclasses.replace(state, opt_state=None)  # which is saved; its memory is for the best weights
             best = best_beside_last(
-                Path(settings.out_dir), step, state.params, loss,
+                at_hand(settings.out_dir), step, state.params, loss,
                 lambda params: whole_split_loss(
                     loss_under(eval_step, dataclasses.replace(state, params=params)),
                     data.val, settings.block_size, mesh, stop,
@@ -284,7 +287,7 @@ def _update_until_done(
             print(among, flush=True)
         figures.write(step, "val_whole", loss, seconds=progress.log.seconds(), **best)
         if hosts.is_first():
-            leave_figure(Path(settings.out_dir))
+            leave_figure(at_hand(settings.out_dir))
     return loss
 
 

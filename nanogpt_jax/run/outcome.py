@@ -9,9 +9,11 @@ import jax
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Params
+from nanogpt_jax.data.addresses import address_of
 from nanogpt_jax.run import hosts
 from nanogpt_jax.run.sinks import read_metrics
 from nanogpt_jax.weights.checkpoint import Checkpoint, best
+from nanogpt_jax.weights.run_in_bucket import fetched_checkpoint
 
 
 def best_beside_last(
@@ -24,7 +26,10 @@ def best_beside_last(
     said of a run that has saved none, or whose best can't be read, since nothing else depends on it.
     """
     try:
-        found = hosts.together(lambda: best(out_dir), lambda found: {"the best checkpoint": found and found.run.step})
+        hosts.wait_for_all("saved")
+        found = hosts.together(
+            lambda: best(_seen_from_here(out_dir)), lambda found: {"the best checkpoint": found and found.run.step}
+        )
     except UserError:
         return {}
     if found is None:
@@ -41,6 +46,12 @@ def best_beside_last(
     if hosts.is_first() and loss < last:
         _tell_if_overfitted(out_dir, found.run.step, step)
     return {"best_step": found.run.step, "best_loss": loss}
+
+
+def _seen_from_here(out_dir: Path) -> Path:
+    """The folder of a run that has saved: of one in a bucket, whose folder is the first process's, what is there."""
+    address = address_of(out_dir)
+    return out_dir if hosts.is_first() or address is out_dir else fetched_checkpoint(str(address), "best")
 
 
 def _beside(checkpoint: Checkpoint, params: Params) -> Params:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +18,10 @@ from jaxtyping import Array, Bool
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import RunFailed
 from nanogpt_jax.core.train_step import TrainState
+from nanogpt_jax.data.addresses import at_hand, is_address
 from nanogpt_jax.run import hosts
 from nanogpt_jax.run.faults import Stopped, unwritable
+from nanogpt_jax.run.publishing import GivenAway, PublishedCheckpoints
 from nanogpt_jax.run.resume import at_a_lower_rate
 from nanogpt_jax.run.run_folder import set_previous_run_aside
 from nanogpt_jax.run.sinks import Sink, Sinks, open_sinks
@@ -133,11 +134,26 @@ def is_out_of_patience(since_best: int, patience: int | None) -> bool:
 
 @contextlib.contextmanager
 def writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[CheckpointWriter, Sinks]]:
-    """The run's folder, open for writing; what is being saved when the block ends is finished.
+    """The run's folder, open for writing; what is being saved when the block ends is finished, and is in its bucket.
 
     But not by a process that fails alone: saving needs all of them, and would wait for ever.
     """
-    out_dir, run = Path(start.settings.out_dir), start.run
+    publisher = start.publisher
+    try:
+        with _writing(start, fails_alone) as opened:
+            yield opened
+    except BaseException:
+        if publisher is not None:
+            with contextlib.suppress(RunFailed):  # the first error is the one to tell
+                publisher.publish(all_of_it=True)
+        raise
+    if publisher is not None:
+        publisher.publish(all_of_it=True)
+
+
+@contextlib.contextmanager
+def _writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[CheckpointWriter, Sinks]]:
+    out_dir, run, publisher = at_hand(start.settings.out_dir), start.run, start.publisher
     with unwritable(out_dir):
         kept = Sinks()  # of none: another process has them
         if hosts.is_first():
@@ -146,7 +162,12 @@ def writing(start: Start, fails_alone: hosts.FailsAlone) -> Iterator[tuple[Check
             write_config(out_dir, start.settings)
             kept = open_sinks(out_dir, start.settings, run.step, run.evaluated, resuming=start.since is not None)
         hosts.wait_for_all("folder")
-        checkpoints = CheckpointWriter(out_dir, start.since)
+        if publisher is not None:
+            checkpoints: CheckpointWriter = PublishedCheckpoints(out_dir, start.since, publisher)
+        elif is_address(start.settings.out_dir):
+            checkpoints = GivenAway()
+        else:
+            checkpoints = CheckpointWriter(out_dir, start.since)
     alone = False
     with contextlib.closing(kept):
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
+from nanogpt_jax.data.addresses import at_hand
 from nanogpt_jax.run.recipe import FREE
 from nanogpt_jax.weights.checkpoint import RunDocument, how_to_go_on
 from nanogpt_jax.weights.loading import SHAPE, stored_settings
@@ -50,7 +50,7 @@ def at_a_lower_rate(settings: Settings) -> str:
     """The same for a run whose figures are no longer finite: with half the learning rate, which is a change to it."""
     rates = ("learning_rate", "muon_learning_rate") if settings.optimizer == "muon" else ("learning_rate",)
     lower = {name: getattr(settings, name) / 2 for name in rates}
-    return how_to_go_on(Path(settings.out_dir), **lower, allow_changes=True)
+    return how_to_go_on(at_hand(settings.out_dir), **lower, allow_changes=True)
 
 
 def _require_allowed(what: str, allow_changes: bool) -> None:

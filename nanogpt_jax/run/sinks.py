@@ -24,7 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 FIGURE_FILE = "loss.png"  # their curves, drawn at the end
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_FOLDER = "wandb"
-_WANDB_ID = "id.txt"
+WANDB_ID = "id.txt"
 
 
 class Sink:
@@ -146,7 +146,7 @@ class WeightsAndBiases(Sink):
         """
         import wandb
 
-        kept = out_dir / WANDB_FOLDER / _WANDB_ID
+        kept = out_dir / WANDB_FOLDER / WANDB_ID
         before = kept.read_text(encoding="utf-8") if resuming and exists(kept) else None
         try:
             self._run = wandb.init(

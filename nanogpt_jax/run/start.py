@@ -20,16 +20,19 @@ from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Params, Seed, TrainState, abstract_state, init_params, init_state
 from nanogpt_jax.data import dataset, prepare, prepared
+from nanogpt_jax.data.addresses import at_hand, is_address
+from nanogpt_jax.data.bucket import data_set_at
 from nanogpt_jax.data.chat import END, encoded
 from nanogpt_jax.data.commands import flags_of, pasteable, to_put_in_tokens_of
 from nanogpt_jax.data.dataset import TokenFile
 from nanogpt_jax.data.examples import open_rows
 from nanogpt_jax.data.files import exists
 from nanogpt_jax.run import hosts, tuning
+from nanogpt_jax.run.publishing import Publisher
 from nanogpt_jax.run.resume import require_same_data, resumed_settings
 from nanogpt_jax.weights import bases
 from nanogpt_jax.weights.checkpoint import Checkpoint, RunDocument
-from nanogpt_jax.weights.loading import Weights, base_params, open_weights, open_which
+from nanogpt_jax.weights.loading import Weights, base_params, located, open_weights, open_which
 
 
 class Data(NamedTuple):
@@ -61,6 +64,7 @@ class Start(NamedTuple):
     run: RunDocument
     load: Callable[[nn.Module, optax.GradientTransformation, Mesh | None], tuple[TrainState, RunDocument]]
     since: Checkpoint | None = None  # the checkpoint that it goes on from
+    publisher: Publisher | None = None  # what puts it into a bucket
 
 
 def begun(settings: Settings, given: Mapping[str, Any], data: Data | None = None) -> Start:
@@ -108,7 +112,9 @@ def resumed(settings: Settings, given: Mapping[str, Any], data: Data | None = No
     if which == "best" and not settings.eval_only:
         anew = pasteable("train", init_from=settings.out_dir, out_dir=f"{settings.out_dir}-2")
         raise UserError(f"which=best is no place for a run to go on from; to begin a new one there: {anew}")
-    checkpoint = open_which(Path(settings.out_dir), which)
+    reads = settings.eval_only or not hosts.is_first()  # else it goes on in the folder that was fetched
+    folder = located(settings.out_dir, which) if reads and is_address(settings.out_dir) else at_hand(settings.out_dir)
+    checkpoint = open_which(folder, which)
     settings = resumed_settings(checkpoint.run, settings.out_dir, given)
     data = data or _open_data(settings)
     _require_same_tokenizer(checkpoint.run.tokenizer, data, settings.out_dir)
@@ -154,11 +160,11 @@ def _placed(make: Callable[..., Any], mesh: Mesh | None, static: tuple[Any, ...]
 def _open_data(settings: Settings) -> Data:
     """Open both splits of the data set, preparing it first if it is missing and one we know how to make."""
     named = Path(settings.dataset)
-    folder = Path(settings.data_dir) / named
+    folder = data_set_at(settings.data_dir, settings.dataset)
     if len(named.parts) > 1 and not exists(folder):
         where = shlex.join(flags_of({"dataset": named.name, "data_dir": named.parent}))
         raise UserError(f"dataset={named} is a path and {folder} is not there; name the set and where it lies: {where}")
-    if str(named) in prepare.KNOWN:
+    if str(named) in prepare.KNOWN and not is_address(settings.data_dir):
         hosts.first_alone(lambda: _prepare_if_missing(str(named), folder))
     meta = prepared.load_meta(folder)
     train, val = (

@@ -10,6 +10,7 @@ import numpy as np
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.train_step import Params
+from nanogpt_jax.data.addresses import is_address
 from nanogpt_jax.data.files import exists
 from nanogpt_jax.weights.checkpoint_files import named
 from nanogpt_jax.weights.hub import hub_name
@@ -17,7 +18,7 @@ from nanogpt_jax.weights.hub import hub_name
 
 def described(source: str, which: str, params: Params) -> dict[str, Any]:
     """What a checkpoint says of its base: where it lies, which weights of a run are meant, and the digest of all."""
-    where = source if hub_name(source) is not None else str(Path(source).absolute())
+    where = source if is_address(source) or hub_name(source) is not None else str(Path(source).absolute())
     return {"source": where, "which": which, "digest": digest_of(params)}
 
 
@@ -51,6 +52,6 @@ def require_same(base: dict[str, Any], params: Params, run: object) -> None:
 def place_of(base: dict[str, Any], run: object) -> str:
     """Where the base lies that the checkpoint of `run` names. Raises `UserError` if it is not there."""
     source = str(base["source"])
-    if hub_name(source) is None and not exists(Path(source)):
+    if not is_address(source) and hub_name(source) is None and not exists(Path(source)):
         raise UserError(f"{run} holds a delta to the weights in {source}, which are not there; put them back")
     return source

@@ -164,6 +164,15 @@ class _Damaged(Exception):
     """What is wrong with a checkpoint's files."""
 
 
+def damage_in(folder: Path, items: Collection[str]) -> str | None:
+    """What is wrong with the files of a checkpoint's `items`, in words; None where they are what was saved."""
+    try:
+        _verify(folder, items, (RUN,))
+    except _Damaged as damage:
+        return str(damage)
+    return None
+
+
 def steps_in(out_dir: Path) -> list[int]:
     """The checkpoints that have been finished; Orbax gives a folder its plain number when it is whole."""
     folder = out_dir / FOLDER

@@ -22,6 +22,7 @@ from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.lora import Delta, abstract_delta, merge
 from nanogpt_jax.core.shape import GPTConfig
 from nanogpt_jax.core.train_step import Params, init_params
+from nanogpt_jax.data.addresses import is_address
 from nanogpt_jax.data.commands import flags_of
 from nanogpt_jax.data.files import is_dir, is_file
 from nanogpt_jax.data.prepared import load_meta
@@ -32,6 +33,7 @@ from nanogpt_jax.weights.hf_format import is_hf_folder, read_hf_config, read_hf_
 from nanogpt_jax.weights.hub import fetched, hub_name
 from nanogpt_jax.weights.nanogpt_format import NanoGPTCheckpoint
 from nanogpt_jax.weights.peft_format import SETTINGS, is_peft_folder, read_peft, read_peft_settings, targets_of
+from nanogpt_jax.weights.run_in_bucket import fetched_checkpoint
 from nanogpt_jax.weights.tokenizer_files import read_tokenizer, stop_tokens
 
 SHAPE = ("model", *(f.name for f in dataclasses.fields(GPTConfig) if f.name not in ("vocab_size", "dropout")))
@@ -75,7 +77,7 @@ def open_weights(source: str, data_dir: str = "data", which: str = "best") -> We
     `block_size` the first rows of the position table.
     Raises `UserError` if there is nothing at `source` that can be read.
     """
-    path = located(source)
+    path = located(source, which)
     if is_file(path):
         require_readable(path)
         return _nanogpt_weights(path, Path(data_dir))
@@ -87,11 +89,14 @@ def open_weights(source: str, data_dir: str = "data", which: str = "best") -> We
     return _run_weights(path, which)
 
 
-def located(source: str) -> Path:
+def located(source: str, which: str) -> Path:
     """The file or folder that `source` means: a path, or the place where the files of a model of that name lie.
 
-    Raises `UserError` for a name that is not in Hugging Face's cache and cannot be fetched.
+    Of a run in a bucket, its checkpoint that is `which` is fetched. Raises `UserError` for a name that is not in
+    Hugging Face's cache and cannot be fetched.
     """
+    if is_address(source):
+        return fetched_checkpoint(source, which)
     name = hub_name(source)
     return Path(source) if name is None else fetched(name)
 

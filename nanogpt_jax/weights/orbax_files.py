@@ -30,15 +30,19 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 Arrays = dict[str, Any]
 
 
-def open_manager(folder: Path, evaluated: list[tuple[float, int]]) -> ocp.CheckpointManager:
+def open_manager(folder: Path, evaluated: list[tuple[float, int]], *, alone: bool = False) -> ocp.CheckpointManager:
     """The manager of the checkpoints in `folder`: it keeps the latest, and the best of `evaluated` as it grows.
 
-    `evaluated` are pairs of a validation loss and its step.
+    `evaluated` are pairs of a validation loss and its step. `alone` says that process 0 saves, and no other one of its
+    job: they do not see the folder.
     """
+    of_process_0 = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="alone")
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Kept(evaluated),
         cleanup_tmp_directories=True,
         save_root_metadata=False,
+        create=not alone,
+        multiprocessing_options=of_process_0 if alone else ocp.options.MultiprocessingOptions(),
         lightweight_initialize=True,  # else it reads the notes it makes of each checkpoint, which may be damaged
     )
     handlers = {  # in the order in which they are finished: the sums are of all files

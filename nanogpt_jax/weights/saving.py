@@ -35,10 +35,13 @@ class CheckpointWriter:
     Every method raises `RunFailed` if what was being saved could not be; the checkpoints before it stay.
     """
 
-    def __init__(self, out_dir: Path, since: Checkpoint | None = None, *, large: int = LARGE) -> None:
+    def __init__(
+        self, out_dir: Path, since: Checkpoint | None = None, *, large: int = LARGE, alone: bool = False
+    ) -> None:
         """Open for a run that goes on from `since`; what lies beyond it is damaged and is set aside.
 
-        Raises `OSError` if the folder cannot be made.
+        `alone` says that process 0 of a job saves, in a folder of its own, what it is given whole. Raises `OSError` if
+        the folder cannot be made.
         """
         self._out_dir, self._folder = out_dir, (out_dir / FOLDER).absolute()
         if jax.process_index() == 0:
@@ -46,7 +49,7 @@ class CheckpointWriter:
             _set_damaged_aside(out_dir, 0 if since is None else since.run.step)
         runs = [] if since is None else list(undamaged_runs(out_dir))
         self._evaluated = [(run.val_loss, run.step) for run in runs if run.val_loss is not None]
-        self._large = large
+        self._large, self._alone = large, alone
         self._saving = self._latest = None if since is None else since.run.step
         self._manager: Any = None  # Orbax's, from the first save on: no update waits for its import
         self._unmute = contextlib.ExitStack()
@@ -63,7 +66,7 @@ class CheckpointWriter:
         with self._one_line():
             if self._manager is None:
                 self._unmute.callback(orbax_files.mute_echoes())
-                self._manager = orbax_files.open_manager(self._folder, self._evaluated)
+                self._manager = orbax_files.open_manager(self._folder, self._evaluated, alone=self._alone)
             self._manager.wait_until_finished()
             self._latest, self._saving = run.step, run.step
             files, large = {}, {}
@@ -122,9 +125,10 @@ def _set_damaged_aside(out_dir: Path, step: int) -> None:
         (out_dir / FOLDER / str(beyond)).rename(aside / f"{beyond}.{number}")
 
 
-def _is_small(array: jax.Array, large: int) -> bool:
+def _is_small(array: jax.Array | np.ndarray, large: int) -> bool:
     """Whether an array goes into a safetensors file, which takes numpy's own types only."""
-    return array.nbytes < large and array.is_fully_replicated and array.dtype.kind in "biuf"
+    is_whole = isinstance(array, np.ndarray) or array.is_fully_replicated
+    return array.nbytes < large and is_whole and array.dtype.kind in "biuf"
 
 
 def _reason(error: Exception) -> str:

@@ -24,8 +24,8 @@ from tests.helpers.jobs import virtual_devices
 # In this order in one checkout: what a page makes, a later one may use.
 DOCUMENTS = (
     "CONTRIBUTING.md", "README.md", "docs/gpt_from_scratch.ipynb", "docs/from_gpt2_to_today.ipynb", "docs/records.md",
-    "docs/evaluate.md", "docs/tuning.md", "docs/launch.md", "docs/on_a_tpu.ipynb", "docs/on_a_gpu.ipynb",
-    "docs/index.md", "data/README.md",
+    "docs/evaluate.md", "docs/tuning.md", "docs/launch.md", "docs/buckets.md", "docs/on_a_tpu.ipynb",
+    "docs/on_a_gpu.ipynb", "docs/index.md", "data/README.md",
 )  # fmt: skip
 _PROGRAMS = (
     r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|ruff|mkdocs|jupyter|srun|gcloud|torchrun|nanogpt-jax"
@@ -87,6 +87,13 @@ def _devices(count: int) -> dict[str, str]:
     return {"XLA_FLAGS": virtual_devices(count)["XLA_FLAGS"], "NPROC": "16"}
 
 
+# No store is asked that is not on this machine, and none is here.
+_NO_STORE = {
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_MAX_ATTEMPTS": "1",
+    "AWS_ACCESS_KEY_ID": "a",
+    "AWS_SECRET_ACCESS_KEY": "b",
+}
 # The first one that fits a command is its rule.
 RULES = (
     Rule(r"^pip install ", why_not="the environment that runs this test was made by it; its extras are looked up"),
@@ -116,6 +123,7 @@ RULES = (
     Rule(r"^python -m nanogpt_jax\.sweep\b", add=f"{_SHORT} --seed=0,1 --accelerator=cpu"),
     Rule(r"^python -m nanogpt_jax\.evaluate gpt2 ", env=_NO_HUB, status=2, says="gpt2"),
     Rule(r"^python -m nanogpt_jax\.evaluate\b"),
+    Rule(r"s3://my-bucket", env=_NO_STORE, status=2, says="check the network"),  # tests/run/test_bucket.py
     Rule(r"^python -c '"),
     Rule(r"^python -m nanogpt_jax\.lens\b"),
     Rule(r"^python -m nanogpt_jax\.(plot|convert)\b"),
@@ -153,7 +161,7 @@ LONG = (
     r"--coordinator=",  # tests/run/test_hosts.py
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
     r"train\.py shakespeare_char(_cpu)? --(?!dataset=)", r"train\.py --dataset=mine$",  # what others train
-    r"train\.py \| cat$",
+    r"train\.py \| cat$", r"(train|sample)\.py .*s3://",  # tests/run/test_bucket.py
     r"train\.py laptop$",  # as shakespeare_char_cpu_modern
     r"\.sweep (speedrun_cpu|\S+_modern|laptop|shakespeare_char_cpu) ",  # run/test_sweep.py
     # tests/evaluate, test_worked_task.py, cli/test_chat.py

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 from nanogpt_jax.core.config import Settings
+from nanogpt_jax.data.addresses import is_address
 from nanogpt_jax.run.mesh import mesh_shape, require_fit
 
 # A program: the module whose `main` is the command, and the functions with which its work begins.
@@ -76,7 +77,7 @@ def require_meaning(command: str, folder: Path) -> None:
 def _begin(*arguments: Any, **_: Any) -> NoReturn:
     """In place of the work: what only the beginning of training would refuse."""
     if arguments and isinstance(settings := arguments[0], Settings):
-        assert Path(settings.data_dir, settings.dataset).is_dir(), settings.dataset
+        assert is_address(settings.data_dir) or Path(settings.data_dir, settings.dataset).is_dir(), settings.dataset
         if settings.mesh != "auto":
             devices = math.prod(map(int, re.findall(r":(\d+)", settings.mesh)))
             require_fit(mesh_shape(settings.mesh, devices), settings)
