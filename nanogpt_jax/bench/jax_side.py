@@ -30,7 +30,7 @@ from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.core.train_step import AnyBatch, TrainState, init_params, init_state, make_train_step, purpose_key
 from nanogpt_jax.data.dataset import random_batch
 from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)
-from nanogpt_jax.run.accelerator import peak_flops, use_accelerator
+from nanogpt_jax.run.accelerator import compute_capability, peak_flops, use_accelerator
 from nanogpt_jax.run.build import build_model, resolve_dtype
 from nanogpt_jax.run.telemetry import flops_per_token
 
@@ -130,12 +130,12 @@ class Device:
     def __init__(self, spec: Mapping[str, Any]) -> None:
         settings = Settings(**spec["settings"])
         platform = use_accelerator(settings.accelerator)
-        dtype = resolve_dtype(settings.dtype, platform)
+        dtype, capability = resolve_dtype(settings.dtype, platform), compute_capability(platform)
         config = settings.gpt_config(spec["vocab_size"])
 
         def chosen(kernel: str) -> str | None:
             with contextlib.suppress(UserError):
-                return choose_kernel(kernel, platform, config.head_width, dtype, config.dropout)
+                return choose_kernel(kernel, platform, config.head_width, dtype, config.dropout, capability)
             return None
 
         able = [kernel for kernel in KERNELS if kernel != "auto" and chosen(kernel)]
