@@ -7,8 +7,8 @@ import types
 import jax
 import pytest
 
-from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.core.config import Settings
+from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.accelerator import published_flops, use_accelerator
 from nanogpt_jax.run.build import build_model
 from tests.helpers.commands import command
