@@ -19,7 +19,7 @@ from nanogpt_jax.bench.limits import (
     reading_flops,
     weight_bytes,
 )
-from nanogpt_jax.bench.trace import BREAKDOWN, UPDATES, Event, Work, broken_down, work_of_instructions
+from nanogpt_jax.bench.trace import BREAKDOWN, UPDATES, broken_down, events_of_planes, work_of_instructions
 from nanogpt_jax.compare.inputs import open_data
 from nanogpt_jax.core.attention import choose_kernel
 from nanogpt_jax.core.config import KERNELS, Settings
@@ -88,16 +88,7 @@ class Training:
                 self.run("step", times)
             [path] = folder.rglob("*.xplane.pb")
             planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-        works = work_of_instructions(self._step.as_text())
-        events = []
-        for thread, line in enumerate(line for plane in planes for line in plane.lines):
-            for event in line.events:
-                name = dict(event.stats).get("hlo_op")
-                work = Work(None, UPDATES) if event.name == UPDATES else works.get(str(name))
-                if work is not None:
-                    start = event.start_ns / 1e9
-                    events.append(Event(thread, start, start + event.duration_ns / 1e9, work))
-        return broken_down(events, times)
+        return broken_down(events_of_planes(planes, work_of_instructions(self._step.as_text())), times)
 
     def _batch(self) -> AnyBatch:
         settings = self._settings

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 # What the tables of a breakdown call each kind.
@@ -146,6 +146,28 @@ def work_of_instructions(program: str) -> dict[str, Work]:
         opcodes = bodies.get(calls, []) if opcode == "fusion" else [opcode]
         works[name] = Work(_kind_of_opcodes(opcodes, of), _in_words(name, of))
     return works
+
+
+def events_of_planes(planes: Iterable[Any], works: Mapping[str, Work]) -> list[Event]:
+    """The events of a JAX trace, as `jax.profiler.ProfileData` has its planes, that `works` knows, and `UPDATES`.
+
+    XLA:CPU starts some products and goes on: those end where an event of its own says so. What is left of them is put
+    on a thread of its own.
+    """
+    traced = [
+        (thread, event.name, event.start_ns / 1e9, (event.start_ns + event.duration_ns) / 1e9, dict(event.stats))
+        for thread, line in enumerate(line for plane in planes for line in plane.lines)
+        for event in line.events
+    ]
+    ends = {stats.get("_c"): start for _, name, start, _, stats in traced if name.startswith("end: ")}
+    events = []
+    for thread, name, start, stop, stats in traced:
+        work = Work(None, UPDATES) if name == UPDATES else works.get(stats.get("hlo_op", ""))
+        if work is not None:
+            events.append(Event(thread, start, stop, work))
+            if (end := ends.get(stats.get("_p", ""), stop)) > stop:
+                events.append(Event(-len(events), stop, end, work))
+    return events
 
 
 def _kind_of_opcodes(opcodes: Iterable[str], of: str) -> str | None:
