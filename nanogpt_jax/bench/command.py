@@ -14,6 +14,7 @@ from nanogpt_jax.bench.rounds import WorkerDied, kill_workers
 from nanogpt_jax.bench.settings import (
     AGAINST,
     AXES,
+    BREAKDOWN_ROUNDS,
     DEFAULT_PRESET,
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
@@ -35,7 +36,7 @@ from nanogpt_jax.run import reports
 
 _OWN = (
     "against", "reference", "axis", "rounds", "seconds", "max_new_tokens", "quantize", "seeds", "steps", "budget",
-    "json", "plot", "preset",
+    "json", "plot", "preset", "breakdown",
 )  # fmt: skip
 
 _DESCRIPTION = f"""\
@@ -45,6 +46,7 @@ Measure training and sampling beside PyTorch and beside the machine's limit, in 
   {{bench}} all --reference=../nanoGPT        both tasks, and the model.py of a nanoGPT checkout
   {{bench}} sample gpt2 --against=hf --rounds=3 --max_new_tokens=64
   {{bench}} train --against=none              without PyTorch
+  {{bench}} train --breakdown                 where an update's time goes, by kinds of work
   {{bench}} growth --plot=growth.png          an update's cost over block sizes, widths, batches
   {{bench}} record speedrun_cpu --seeds=3     a preset trained from nothing, as docs/records.md states it
   {{bench}} gpu                               all that is wanted of a GPU, {GPU_PRESET}, in {GPU_BUDGET / 60:g} minutes
@@ -71,6 +73,11 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument(
         "--steps", action="store_true", help="of a record: each step from nanoGPT's recipe to it as well"
     )
+    group.add_argument(
+        "--breakdown", action="store_true",
+        help=f"of train: in the place of speeds, a table of each side's time by kinds of work: products, attention, "
+        f"elementwise passes, copies, reductions, the optimizer, waiting ({BREAKDOWN_ROUNDS} rounds; on the CPU)",
+    )  # fmt: skip
     group.add_argument("--budget", type=float, metavar="FLOAT", help=f"seconds that gpu may take ({GPU_BUDGET:g})")
     group.add_argument(
         "--json", type=Path, metavar="FILE", help=f"write all numbers and what made them here (of gpu: {GPU_JSON})"
@@ -91,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     if task == "gpu" and own["json"] is None:
         own["json"] = Path(GPU_JSON)
     reports.require_writable(json=own["json"], plot=own["plot"])
-    for name, its_task in (("seeds", "record"), ("steps", "record"), ("budget", "gpu")):
+    for name, its_task in (("seeds", "record"), ("steps", "record"), ("budget", "gpu"), ("breakdown", "train")):
         if own[name] is not None and task != its_task:
             raise UserError(f"{name} is of {its_task} alone; leave it out")
 

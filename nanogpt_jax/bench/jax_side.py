@@ -19,6 +19,7 @@ from nanogpt_jax.bench.limits import (
     reading_flops,
     weight_bytes,
 )
+from nanogpt_jax.bench.trace import BREAKDOWN, UPDATES, broken_down, events_of_planes, work_of_instructions
 from nanogpt_jax.compare.inputs import open_data
 from nanogpt_jax.core.attention import choose_kernel
 from nanogpt_jax.core.config import KERNELS, Settings
@@ -29,8 +30,9 @@ from nanogpt_jax.core.sampling import continuations
 from nanogpt_jax.core.sampling_config import SamplingConfig
 from nanogpt_jax.core.train_step import AnyBatch, TrainState, init_params, init_state, make_train_step, purpose_key
 from nanogpt_jax.data.dataset import random_batch
+from nanogpt_jax.data.files import temporary_folder
 from nanogpt_jax.run import loop  # noqa: F401 (what train.py holds in memory is held here too)
-from nanogpt_jax.run.accelerator import peak_flops, use_accelerator
+from nanogpt_jax.run.accelerator import compute_capability, peak_flops, use_accelerator
 from nanogpt_jax.run.build import build_model, resolve_dtype
 from nanogpt_jax.run.telemetry import flops_per_token
 
@@ -58,9 +60,12 @@ class Training:
             self._step, self._facts["compile_seconds"] = compiled(self._step, self._state, self._batch())
 
     def run(self, case: str, times: int) -> None:
-        """As `Side.run`: updates, or what is a limit to them."""
+        """As `Side.run`: updates, traced where ``breakdown`` asks for it, or what is a limit to them."""
         if case in CASES:
             return self._limits.run(case, times)
+        if case == BREAKDOWN:
+            self._facts |= self._broken_down(times)
+            return
         for _ in range(times):
             self._state, _ = self._step(self._state, self._batch())
             self._iteration += 1
@@ -73,6 +78,17 @@ class Training:
     def peak_memory(self) -> int | None:
         """As `Side.peak_memory`."""
         return _peak_memory()
+
+    def _broken_down(self, times: int) -> dict[str, Any]:
+        """What the updates spend their time on, as `trace.spent` has it; the step must be compiled ahead."""
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        with temporary_folder() as folder:
+            with jax.profiler.trace(folder, profiler_options=options), jax.profiler.TraceAnnotation(UPDATES):
+                self.run("step", times)
+            [path] = folder.rglob("*.xplane.pb")
+            planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+        return broken_down(events_of_planes(planes, work_of_instructions(self._step.as_text())), times)
 
     def _batch(self) -> AnyBatch:
         settings = self._settings
@@ -130,12 +146,12 @@ class Device:
     def __init__(self, spec: Mapping[str, Any]) -> None:
         settings = Settings(**spec["settings"])
         platform = use_accelerator(settings.accelerator)
-        dtype = resolve_dtype(settings.dtype, platform)
+        dtype, capability = resolve_dtype(settings.dtype, platform), compute_capability(platform)
         config = settings.gpt_config(spec["vocab_size"])
 
         def chosen(kernel: str) -> str | None:
             with contextlib.suppress(UserError):
-                return choose_kernel(kernel, platform, config.head_width, dtype, config.dropout)
+                return choose_kernel(kernel, platform, config.head_width, dtype, config.dropout, capability)
             return None
 
         able = [kernel for kernel in KERNELS if kernel != "auto" and chosen(kernel)]

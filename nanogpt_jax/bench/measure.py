@@ -153,7 +153,7 @@ def measure_training(plan: Plan) -> Result:
         environment = {"XDG_CACHE_HOME": cache, "JAX_COMPILATION_CACHE_DIR": None}
         start = _start(work, environment)
         ours = started(stack, OURS, {"program": OURS, **work}, environment)
-        theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
+        theirs, unavailable = their_sides(stack, plan, work, ours.facts)
         tokens = plan.settings.tokens_per_iter
         sides = [ours, *theirs]
         seconds = _alternated(sides, "step", "training", plan)
@@ -186,7 +186,7 @@ def measure_sampling(plan: Plan) -> Result:
     }
     with contextlib.ExitStack() as stack:
         ours = started(stack, OURS, {"program": OURS, **work})
-        theirs, unavailable = _their_sides(stack, plan, work, ours.facts)
+        theirs, unavailable = their_sides(stack, plan, work, ours.facts)
         sides_of = {name: [ours] if name == ROLLING else [ours, *theirs] for name in shapes}
         seconds = {name: _alternated(sides, name, name, plan) for name, sides in sides_of.items()}
         peaks = {side.name: side.peak_memory for side in (ours, *theirs)}  # before the limits take memory of their own
@@ -228,7 +228,7 @@ def started(
     return stack.enter_context(Worker(name, spec, {**_PREALLOCATION_OFF, **(environment or {})}))
 
 
-def _their_sides(
+def their_sides(
     stack: contextlib.ExitStack, plan: Plan, work: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[list[Worker], dict[str, str]]:
     """The other sides that this machine can run, and why it cannot run the rest."""

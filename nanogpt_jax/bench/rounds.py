@@ -20,7 +20,7 @@ from typing import Any
 from nanogpt_jax.bench.side import Unavailable
 from nanogpt_jax.core.errors import UserError
 
-_REST_SECONDS = 0.3  # between two turns: PyTorch's idle threads spin for a while after their last product
+REST_SECONDS = 0.3  # between two turns: PyTorch's idle threads spin for a while after their last product
 _KILLED_AFTER = 5.0
 _at_work: list[Worker] = []
 _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)  # of `time.monotonic`
@@ -53,7 +53,7 @@ class Worker:
 
     Attributes:
         name: of the side, for tables and messages.
-        facts: what the worker told of the side once it had done its work for the first time.
+        facts: what the worker told of the side once it had last done its work.
         first_seconds: from the start of the process until then.
         peak_memory: bytes, as of the last measurement.
     """
@@ -93,7 +93,7 @@ class Worker:
     def measure(self, case: str, times: int) -> float:
         """Seconds of one unit of work of `case`, on average over `times` of them in a row."""
         answer = self._asked({"case": case, "times": times})
-        self.peak_memory = answer["peak_memory"]
+        self.peak_memory, self.facts = answer["peak_memory"], answer["facts"]
         return answer["seconds"] / times
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ def alternate(workers: Sequence[Worker], case: str, rounds: int, seconds: float)
     measured: dict[str, list[float]] = {worker.name: [] for worker in workers}
     for index in range(rounds):
         for worker in workers if index % 2 == 0 else reversed(workers):
-            time.sleep(_REST_SECONDS)
+            time.sleep(REST_SECONDS)
             measured[worker.name].append(worker.measure(case, times[worker.name]))
     return measured
 

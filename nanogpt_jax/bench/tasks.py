@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from nanogpt_jax.bench.breakdown import breakdown_table, measure_breakdown
 from nanogpt_jax.bench.gpu import AT_ONCE, BATCH_SIZES, Parity, device_of, gpu_table, measure_gpu
 from nanogpt_jax.bench.measure import Plan, measure_sampling, measure_training
 from nanogpt_jax.bench.record import measure_record, record_tables, write_record_plot
@@ -23,6 +24,7 @@ from nanogpt_jax.bench.report import sampling_tables, training_tables, write_plo
 from nanogpt_jax.bench.settings import (
     AGAINST,
     AXES,
+    BREAKDOWN_ROUNDS,
     DEFAULT_PRESET,
     DEFAULT_ROUNDS,
     DEFAULT_SECONDS,
@@ -51,7 +53,8 @@ def measure(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
     Raises `UserError` for what cannot be measured, before anything is started, `WorkerDied`, and `RunFailed` where a
     part of `gpu` is not there.
     """
-    {"growth": _growth, "record": _record, "gpu": _gpu}.get(task, _rounds)(task, base, explicit, own)
+    tasks = {"growth": _growth, "record": _record, "gpu": _gpu}
+    (_breakdown if own["breakdown"] else tasks.get(task, _rounds))(task, base, explicit, own)
 
 
 def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -70,14 +73,30 @@ def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
             results.append(measure(plan))
             print(f"\n{table(results[-1])}", flush=True)
     facts = results[0].facts
-    threads = "" if results[0].threads is None else f", {results[0].threads} threads in PyTorch"
-    where = f"{facts['devices']} x {facts['device']} ({_processor()})"
-    print(f"\n{where}, {facts['dtype']}{threads}, {plan.rounds} rounds of {plan.seconds:g} s a side")
+    print(f"\n{_where(facts, results[0].threads)}, {plan.rounds} rounds of {plan.seconds:g} s a side")
     document = _document(settings, facts) | {"batches": source, "plan": dataclasses.asdict(plan)}
     document["results"] = [dataclasses.asdict(result) for result in results]
     reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
     title = f"{title}, {facts['dtype']}"
     reports.write_where_asked("plot", own["plot"], lambda path: write_plot(path, results, title))
+
+
+def _breakdown(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """`train --breakdown`: traced updates of both sides in turns."""
+    if own["plot"] is not None:
+        raise UserError(f"plot={own['plot']} has no meaning for a breakdown, which is a table; leave it out")
+    rounds = BREAKDOWN_ROUNDS if own["rounds"] is None else own["rounds"]
+    plan, source, changed = plan_of(base, explicit, {**own, "rounds": rounds})
+    settings = plan.settings
+    title = f"{reports.model_in_words(settings)}, batch {reports.batch_in_words(settings)}"
+    print(f"model      {title}" + (f"; {changed}" if changed else ""))
+    print(f"batches    from {source}", flush=True)
+    found = measure_breakdown(plan)
+    print(f"\n{breakdown_table(found)}")
+    print(f"\n{_where(found.facts, found.threads)}, {plan.rounds} rounds of {plan.seconds:g} s a side")
+    document = _document(settings, found.facts) | {"batches": source, "plan": dataclasses.asdict(plan)}
+    document["breakdown"] = [side.document() for side in found.sides]
+    reports.write_where_asked("json", own["json"], lambda path: reports.write_json(path, document))
 
 
 def _growth(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -269,6 +288,12 @@ def _document(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
         "versions": reports.versions(),
         "settings": vars(settings),
     }
+
+
+def _where(facts: Mapping[str, Any], threads: int | None) -> str:
+    """The device, the type of products, and PyTorch's threads where it was measured."""
+    of_torch = "" if threads is None else f", {threads} threads in PyTorch"
+    return f"{facts['devices']} x {facts['device']} ({_processor()}), {facts['dtype']}{of_torch}"
 
 
 def _cores() -> int | None:

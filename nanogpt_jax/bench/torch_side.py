@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanogpt_jax.bench.side import Unavailable, is_out_of_memory
+from nanogpt_jax.bench.trace import BREAKDOWN, OPTIMIZER, UPDATES, Event, broken_down, work_of_operator
 from nanogpt_jax.compare.torch_training import adamw, hf_model, learning_rate, nanogpt_model
 from nanogpt_jax.core.config import Settings
 from nanogpt_jax.data.tokenizer import token_type
@@ -46,13 +47,19 @@ class Training:
         self._dtype = spec["dtype"]
         self._program = _program(spec, self._settings, self._device)
         self._compile = spec["compile"]
+        if spec.get("breakdown"):
+            torch._inductor.config.cpp.enable_kernel_profile = True  # so that its kernels have events, and names
         self._loss = torch.compile(self._program.loss) if self._compile else self._program.loss
         self._tokens = _tokens(spec)
         self._draw = np.random.default_rng(self._settings.seed)
         self._iteration = 0
+        self._told: dict[str, Any] = {}
 
     def run(self, case: str, times: int) -> None:
-        """As `Side.run`: updates."""
+        """As `Side.run`: updates, under PyTorch's profiler where ``breakdown`` asks for it."""
+        if case == BREAKDOWN:
+            self._told = self._broken_down(times)
+            return
         for _ in range(times):
             try:
                 self._update()
@@ -66,11 +73,22 @@ class Training:
 
     def facts(self) -> dict[str, Any]:
         """As `Side.facts`."""
-        return _facts()
+        return _facts() | self._told
 
     def peak_memory(self) -> int | None:
         """As `Side.peak_memory`."""
         return _peak_memory(self._device)
+
+    def _broken_down(self, times: int) -> dict[str, Any]:
+        """What the updates spend their time on, as `trace.spent` has it."""
+        profiler = torch.profiler
+        with profiler.profile(activities=[profiler.ProfilerActivity.CPU]) as profile, profiler.record_function(UPDATES):
+            self.run("step", times)
+        events = [
+            Event(event.thread, event.time_range.start / 1e6, event.time_range.end / 1e6, work_of_operator(event.name))
+            for event in profile.events()
+        ]
+        return broken_down(events, times)
 
     def _update(self) -> None:
         settings, (module, optimizer, *_) = self._settings, self._program
@@ -81,10 +99,11 @@ class Training:
             with _autocast(self._device, self._dtype):
                 loss = self._loss(tokens, targets)
             (loss / settings.gradient_accumulation_steps).backward()
-        if settings.grad_clip > 0:
-            nn.utils.clip_grad_norm_(module.parameters(), settings.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        with torch.profiler.record_function(OPTIMIZER):
+            if settings.grad_clip > 0:
+                nn.utils.clip_grad_norm_(module.parameters(), settings.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Windows at random places, as this project draws them and not slower than nanoGPT does."""

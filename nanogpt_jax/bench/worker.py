@@ -2,9 +2,9 @@
 
 The first line of stdin is a JSON object that says what to build. The worker builds it, does its unit of work once, and
 answers with a line of facts; then each line ``{"case", "times"}`` makes it do that work so many times and answer with
-the seconds it took. What goes wrong in a way that has words is an answer too: ``{"error"}`` for a user's mistake,
-``{"unavailable"}`` for what this machine does not offer, ``{"out_of_memory"}`` for what has no room on it. The worker
-ends when stdin does, so it never outlives its parent.
+the seconds it took and the facts as they are then. What goes wrong in a way that has words is an answer too:
+``{"error"}`` for a user's mistake, ``{"unavailable"}`` for what this machine does not offer, ``{"out_of_memory"}`` for
+what has no room on it. The worker ends when stdin does, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
         except Exception as error:
             return _answer_for_want_of_memory(error, answer)
         seconds = time.perf_counter() - start
-        answer(seconds=seconds, peak_memory=side.peak_memory() or _peak_resident_memory())
+        answer(seconds=seconds, peak_memory=side.peak_memory() or _peak_resident_memory(), facts=side.facts())
 
 
 def _answer_for_want_of_memory(error: Exception, answer: Callable[..., None]) -> None:

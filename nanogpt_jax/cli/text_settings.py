@@ -57,7 +57,7 @@ class SampleSettings(TextSettings):
     template: str | None = setting(None, "chat", "how messages become text: plain, chatml or a JSON file; none: as the model was tuned")
     system: str | None = setting(None, "chat", "a message before all others that says who the assistant is; none: none")
     quantize: Literal["none", "int8"] = setting("none", "system", "int8: weights in a quarter of the memory", QUANTIZE)
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on TPU and on GPU from Ampere on", DTYPES)
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -22,23 +22,30 @@ Position = Int[Array, ""] | int
 
 # Splash attention reads so many positions at a time; sequences of other lengths take the plain kernel.
 SPLASH_BLOCK = 128
+# The compute capability from which on GPUs multiply in bfloat16, and cuDNN has flash attention for them.
+AMPERE = 8.0
 
 
-def choose_kernel(requested: str, platform: str, head_size: int, dtype: jnp.dtype, dropout: float) -> str:
+def choose_kernel(
+    requested: str, platform: str, head_size: int, dtype: jnp.dtype, dropout: float, capability: float | None = None
+) -> str:
     """The name of the kernel to use: `requested`, or for ``auto`` the fastest that `platform` has for these shapes.
 
-    `platform` is ``cpu``, ``gpu`` or ``tpu``. cuDNN's flash attention takes 16-bit inputs and heads of up to 128 in
-    multiples of 8; TPU splash attention takes heads in multiples of 64 here; neither drops attention weights out.
+    `platform` is ``cpu``, ``gpu`` or ``tpu``, `capability` an NVIDIA GPU's compute capability, where it is known.
+    cuDNN's flash attention needs 8.0 (Ampere) of that, and takes 16-bit inputs and heads of up to 128 in multiples of
+    8; TPU splash attention takes heads in multiples of 64 here; neither drops attention weights out.
 
     Raises `UserError` when a kernel is requested that cannot run.
     """
-    cudnn = platform == "gpu" and dtype.itemsize == 2 and head_size % 8 == 0 and head_size <= 128 and dropout == 0
+    able = platform == "gpu" and (capability is None or capability >= AMPERE)
+    cudnn = able and dtype.itemsize == 2 and head_size % 8 == 0 and head_size <= 128 and dropout == 0
     splash = platform == "tpu" and head_size % 64 == 0 and dropout == 0
     if requested == "auto":
         return "cudnn" if cudnn else "splash" if splash else "xla"
     if not {"xla": True, "cudnn": cudnn, "splash": splash}[requested]:
+        of = "" if capability is None else f" of compute capability {capability}"
         raise UserError(
-            f"attention={requested} does not run on {platform} with dtype={dtype.name}, heads of {head_size} and "
+            f"attention={requested} does not run on {platform}{of} with dtype={dtype.name}, heads of {head_size} and "
             f"dropout={dropout}; use attention=auto"
         )
     return requested

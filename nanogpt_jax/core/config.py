@@ -126,7 +126,7 @@ class Settings:
     lora_base: Literal["float32", "bfloat16", "int8"] = setting("float32", "lora", "how the matrices of blocks lie in memory, which are not tuned", BASE_TYPES)
 
     accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on TPU and on GPU from Ampere on", DTYPES)
     attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", "system", "attention kernel", KERNELS)
     remat: bool = setting(False, "system", "compute each block again on the way back instead of keeping it: less memory, a third more work")
 

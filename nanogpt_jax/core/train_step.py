@@ -194,9 +194,10 @@ def updated(
     """One update, as `make_train_step` compiles it: what is mapped over where many runs are one program."""
     key = jax.random.fold_in(purpose_key(state.seed, "dropout"), state.step)
     loss, grads = _accumulated(model, state.params, batch, key, state.base)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    with jax.named_scope("optimizer"):  # a trace's name for it
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     if skip_nonfinite:
         is_finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
         params, opt_state = optax.tree.where(is_finite, (params, opt_state), (state.params, state.opt_state))

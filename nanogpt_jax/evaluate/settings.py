@@ -21,7 +21,7 @@ class EvaluateSettings:
     which: Literal["best", "last"] = setting("best", "model", "the weights of a run: with its lowest validation loss, or the last", WHICH)
     data_dir: str = setting("data", "model", "folder that holds the data sets, where a nanoGPT ckpt.pt names one for its tokens")
     accelerator: Literal["auto", "cpu", "gpu", "tpu"] = setting("auto", "system", "which kind of device to run on", ACCELERATORS)
-    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on GPU and TPU", DTYPES)
+    dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "system", "type of matrix products; auto: bfloat16 on TPU and on GPU from Ampere on", DTYPES)
     # fmt: on
 
     def __post_init__(self) -> None:

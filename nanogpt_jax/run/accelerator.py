@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -156,6 +157,18 @@ def peak_flops() -> float | None:
     """Published bfloat16 FLOP/s of all devices together, or None where there is no such figure."""
     peak = published_flops(jax.devices()[0].device_kind)
     return None if peak is None else peak * jax.device_count()
+
+
+def compute_capability(platform: str) -> float | None:
+    """The least of the NVIDIA GPUs at hand; None for other platforms, AMD's GPUs, and GPUs that are not there.
+
+    A program for GPUs that are not there is compiled where JAX itself runs on the CPU.
+    """
+    if platform != "gpu" or jax.default_backend() != "gpu":
+        return None
+    told = [str(getattr(device, "compute_capability", "")) for device in jax.devices()]
+    known = [float(version) for version in told if re.fullmatch(r"\d+\.\d+", version)]
+    return min(known, default=None)
 
 
 def describe() -> str:

@@ -76,3 +76,12 @@ def test_auto_takes_flash_attention_where_it_runs():
     assert choose_kernel("auto", "cpu", 64, float32, 0.0) == "xla"
     with pytest.raises(UserError, match=r"attention=cudnn does not run on cpu .* attention=auto"):
         choose_kernel("cudnn", "cpu", 64, float32, 0.0)
+
+
+def test_flash_attention_of_gpus_waits_for_ampere():
+    bfloat16 = jnp.dtype("bfloat16")
+    assert [choose_kernel("auto", "gpu", 64, bfloat16, 0.0, version) for version in (7.5, 8.0, 12.0)] == [
+        "xla", "cudnn", "cudnn",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"attention=cudnn does not run on gpu of compute capability 7.5 .*=auto"):
+        choose_kernel("cudnn", "gpu", 64, bfloat16, 0.0, 7.5)

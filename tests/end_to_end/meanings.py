@@ -30,6 +30,7 @@ WORK = {
         "nanogpt_jax.bench.command",
         [
             "nanogpt_jax.bench.tasks.measure_training",
+            "nanogpt_jax.bench.tasks.measure_breakdown",
             "nanogpt_jax.bench.tasks.measure_sampling",
             "nanogpt_jax.bench.tasks.measure_record",
             "nanogpt_jax.bench.tasks.device_of",

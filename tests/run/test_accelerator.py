@@ -7,8 +7,10 @@ import types
 import jax
 import pytest
 
+from nanogpt_jax.core.config import Settings
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.accelerator import published_flops, use_accelerator
+from nanogpt_jax.run.build import build_model
 from tests.helpers.commands import command
 
 COMMANDS = [
@@ -68,6 +70,27 @@ def test_a_variable_that_names_no_device_here_is_named(machine, monkeypatch, err
     monkeypatch.setattr(jax, "default_backend", fails)
     monkeypatch.setenv(name, value)
     assert f"{name}={shlex.quote(value)} in the environment names a device that JAX does not" in refusal_of("auto")
+
+
+@pytest.mark.parametrize(
+    ("found", "versions", "dtype", "kernel"),
+    [
+        ("gpu", ["7.5", "7.5"], "float32", "xla"),  # T4
+        ("gpu", ["9.0", "7.0"], "float32", "xla"),  # both run the program
+        ("gpu", ["8.0"], "bfloat16", "cudnn"),
+        ("gpu", ["12.0"], "bfloat16", "cudnn"),
+        ("gpu", ["gfx942"], "bfloat16", "cudnn"),  # AMD's
+        ("cpu", [None], "bfloat16", "cudnn"),  # compiled for GPUs that are not there
+    ],
+)
+def test_an_old_gpu_is_given_what_runs_there(machine, monkeypatch, found, versions, dtype, kernel):
+    machine(found)
+    devices = [types.SimpleNamespace(compute_capability=version) for version in versions]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    model = build_model(Settings(n_embd=64, n_head=1, dropout=0.0), 65, "gpu")
+    assert (model.dtype, model.kernel) == (dtype, kernel)
+    asked = build_model(Settings(n_embd=64, n_head=1, dropout=0.0, dtype="bfloat16"), 65, "gpu")
+    assert (asked.dtype, asked.kernel) == ("bfloat16", kernel)
 
 
 @pytest.mark.parametrize("argv", COMMANDS, ids=lambda argv: argv[0])

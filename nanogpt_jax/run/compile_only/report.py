@@ -115,8 +115,7 @@ def cost(settings: Settings, chips: Slice, shape: MeshShape) -> Cost | DoesNotFi
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)", str(error))
-        return DoesNotFit(f"it takes {used[1]} of {used[2]}, {used[3]} too much" if used else in_short(error))
+        return DoesNotFit(what_is_lacking(error))
     memory = compiled.memory_analysis()
     flops = flops_per_token(settings, state.params) * settings.tokens_per_iter / len(chips.devices)
     sent = traffic(compiled.as_text(), chips.of_a_host)
@@ -139,6 +138,15 @@ def cost(settings: Settings, chips: Slice, shape: MeshShape) -> Cost | DoesNotFi
         collectives=sent.collectives,
         between_hosts=sent.between_hosts,
     )
+
+
+def what_is_lacking(error: Exception) -> str:
+    """How much memory the compiler says that a step takes, and of how much; each libtpu has its own words for it."""
+    if used := re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm. Exceeded hbm capacity by ([\d.]+\w)", str(error)):
+        return f"it takes {used[1]} of {used[2]}, {used[3]} too much"
+    if used := re.search(r"required for ([\w ]+) \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error)):
+        return f"its {used[1]} take {used[2]}, more than the {used[3]} there are"
+    return in_short(error)
 
 
 def compiled_step(settings: Settings, chips: Slice, shape: MeshShape) -> tuple[TrainState, Any]:

@@ -6,6 +6,7 @@ import pytest
 
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.run.compile_only.chips import chips_of
+from nanogpt_jax.run.compile_only.report import what_is_lacking
 from tests.helpers.chips import HAS_CUDA, HAS_LIBTPU, compiled, needs_cuda, needs_libtpu
 from tests.helpers.commands import command
 
@@ -55,6 +56,26 @@ def test_what_does_not_fit_is_told_by_how_much():
     assert done.status == 0, done.err
     told = re.search(r"peak +([\d.]+) GiB of 22.4: does not fit, ([\d.]+) GiB too much", done.out)
     assert float(told[1]) - 22.352 == pytest.approx(float(told[2]), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm "
+            "capacity by 4.75G.\n\nTotal hbm usage >= 21.02G:",
+            "it takes 20.50G of 15.75G, 4.75G too much",
+        ),
+        (  # libtpu 0.0.42
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (131.55G) "
+            "exceeds available HBM (15.75G).",
+            "its HLO temporaries take 131.55G, more than the 15.75G there are",
+        ),
+        ("RESOURCE_EXHAUSTED: in words\nof tomorrow", "RESOURCE_EXHAUSTED: in words of tomorrow"),
+    ],
+)
+def test_each_compilers_words_for_too_little_memory_are_told_whole(said, told):
+    assert what_is_lacking(RuntimeError(said)) == told
 
 
 @needs_libtpu
