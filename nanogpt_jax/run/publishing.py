@@ -23,7 +23,7 @@ from nanogpt_jax.core.train_step import TrainState
 from nanogpt_jax.data.addresses import at_hand, is_address
 from nanogpt_jax.data.bucket import Bucket
 from nanogpt_jax.data.commands import flags_to_resume, pasteable
-from nanogpt_jax.data.files import names_in
+from nanogpt_jax.data.files import is_file, names_in
 from nanogpt_jax.run.faults import only_run_in, unwritable
 from nanogpt_jax.run.metrics_parts import fetched_parts, part
 from nanogpt_jax.run.one_writer import Writer, only_writer_in
@@ -144,7 +144,7 @@ class Publisher:
         self._put_others()
         for step in new:
             marker = marker_of(step)
-            paths = (path for path in (self._folder / folder_of(step)).rglob("*") if path.is_file())
+            paths = (path for path in (self._folder / folder_of(step)).rglob("*") if is_file(path))
             files = {path.relative_to(self._folder).as_posix(): path for path in paths}
             last = files.pop(marker)
             self._bucket.upload(files)
@@ -173,7 +173,7 @@ class Publisher:
         changed = {}
         for path in self._folder.rglob("*"):
             name = path.relative_to(self._folder).as_posix()
-            if name.startswith((*_TAKEN_ALONG, _SET_ASIDE)) and path.is_file():
+            if name.startswith((*_TAKEN_ALONG, _SET_ASIDE)) and is_file(path):
                 now = path.stat().st_size, path.stat().st_mtime_ns
                 if self._others.get(name) != now:
                     changed[name], self._others[name] = path, now
@@ -182,7 +182,7 @@ class Publisher:
 
     def _is_the_same(self, step: int) -> bool:
         here = self._folder / marker_of(step)
-        return here.is_file() and here.read_bytes() == self._bucket.read(marker_of(step))
+        return is_file(here) and here.read_bytes() == self._bucket.read(marker_of(step))
 
     def _delete(self, names: Iterable[str]) -> None:
         """Take objects away, the markers of checkpoints first: what is left of one is none then."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from nanogpt_jax.core.errors import UserError
 from nanogpt_jax.data.addresses import fetched_for
 from nanogpt_jax.data.bucket import Bucket, fetched_once
-from nanogpt_jax.data.files import names_in, refusals, temporary_folder
+from nanogpt_jax.data.files import is_dir, is_file, names_in, refusals, temporary_folder
 from nanogpt_jax.weights.checkpoint import FOLDER, damage_in
 from nanogpt_jax.weights.checkpoint_files import FILES, RUN, SUMS
 
@@ -88,7 +88,7 @@ def fetch_checkpoints(bucket: Bucket, names: Collection[str], folder: Path) -> N
             remove(here / name)
     for step in steps:
         marker = folder / marker_of(step)
-        is_same = marker.is_file() and marker.read_bytes() == bucket.read(marker_of(step))
+        is_same = is_file(marker) and marker.read_bytes() == bucket.read(marker_of(step))
         if is_same and damage_in(here / str(step), _ITEMS) is None:
             continue
         remove(here / str(step))
@@ -99,7 +99,7 @@ def fetch_checkpoints(bucket: Bucket, names: Collection[str], folder: Path) -> N
 
 def remove(path: Path) -> None:
     """Remove a file or a folder of the cache, if it is there."""
-    if path.is_dir() and not path.is_symlink():
+    if is_dir(path) and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
