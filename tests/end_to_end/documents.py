@@ -155,9 +155,8 @@ RULES = (
 # something (meanings.py), as all do.
 LONG = (
     r"tests\.(torture|seeing_cost)\b",  # tests/torture, tests/run/test_live.py
-    r"\.compare --",  # tests/compare
-    r"\.bench (all|growth|sample|gpu|train --breakdown)\b",  # tests/bench
-    r"\.bench record (?!speedrun_cpu --reference)",  # likewise
+    r"\.compare( --|$)",  # tests/compare
+    r"\.bench (all|growth|sample|gpu|train|record)\b",  # tests/bench
     r"gpt2(_xl)? --mesh=(?!data:8 )", r"gpt2_xl --remat$",  # tests/core/test_sharding.py, test_model.py
     r"--coordinator=",  # tests/run/test_hosts.py
     r"train\.py (speedrun_cpu|--tensorboard|config/\S+ .*)$",  # test_end_to_end.py, test_sinks.py, cli/
