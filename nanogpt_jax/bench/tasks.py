@@ -61,9 +61,7 @@ def _rounds(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str, An
     """`train`, `sample` and `all`: both sides in turns."""
     plan, source, changed = plan_of(base, explicit, own)
     settings = plan.settings
-    title = f"{reports.model_in_words(settings)}, batch {reports.batch_in_words(settings)}"
-    print(f"model      {title}" + (f"; {changed}" if changed else ""))
-    print(f"batches    from {source}", flush=True)
+    title = _announced(settings, source, changed)
     results = []
     for name, measure, table in (
         ("train", measure_training, training_tables),
@@ -88,9 +86,7 @@ def _breakdown(task: str, base: Mapping[str, Any] | None, explicit: Mapping[str,
     rounds = BREAKDOWN_ROUNDS if own["rounds"] is None else own["rounds"]
     plan, source, changed = plan_of(base, explicit, {**own, "rounds": rounds})
     settings = plan.settings
-    title = f"{reports.model_in_words(settings)}, batch {reports.batch_in_words(settings)}"
-    print(f"model      {title}" + (f"; {changed}" if changed else ""))
-    print(f"batches    from {source}", flush=True)
+    _announced(settings, source, changed)
     found = measure_breakdown(plan)
     print(f"\n{breakdown_table(found)}")
     print(f"\n{_where(found.facts, found.threads)}, {plan.rounds} rounds of {plan.seconds:g} s a side")
@@ -288,6 +284,14 @@ def _document(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
         "versions": reports.versions(),
         "settings": vars(settings),
     }
+
+
+def _announced(settings: Settings, source: str, changed: str) -> str:
+    """The model and its batches in words, which are printed with where the batches come from and what is changed."""
+    title = f"{reports.model_in_words(settings)}, batch {reports.batch_in_words(settings)}"
+    print(f"model      {title}" + (f"; {changed}" if changed else ""))
+    print(f"batches    from {source}", flush=True)
+    return title
 
 
 def _where(facts: Mapping[str, Any], threads: int | None) -> str:

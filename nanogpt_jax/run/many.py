@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from nanogpt_jax.core.many import (
     side_by_side,
     stacked,
 )
+from nanogpt_jax.core.ops import AnyArray
 from nanogpt_jax.core.optimizer import hyperparameters, make_optimizer
 from nanogpt_jax.core.train_step import AnyBatch, Batch, Params, TrainState, abstract_state
 from nanogpt_jax.data import dataset, feed
@@ -169,26 +170,27 @@ class _Evaluation:
         losses: list[dict[str, float]] = [{} for _ in self._starts]
         for stream in ("train_eval", "val"):
             total, targets = np.zeros(len(self._starts)), np.zeros(len(self._starts))
-            files = [start.data.val if stream == "val" else start.data.train for start in self._starts]
-            draws = (
-                starts_of_estimate(file, stream, start.settings, step, self._rows)
-                for file, start, step in zip(files, self._starts, at, strict=True)
-            )
-            for drawn in zip(*draws, strict=True):
+            each = (self._drawn(start, stream, step) for start, step in zip(self._starts, at, strict=True))
+            for drawn in zip(*each, strict=True):
                 stop()
-                targets += [
-                    dataset.targets_at(file, each, self._block_size) for file, each in zip(files, drawn, strict=True)
-                ]
-                filled = [dataset.filled_up(each, self._rows, self._block_size) for each in drawn]
-                batches = [
-                    dataset.windows(file, padded, self._block_size)
-                    for file, (padded, _) in zip(files, filled, strict=True)
-                ]
-                weights = filled[0][1]  # as many of each
-                total += np.asarray(self._on_own(params, side_by_side(batches, self._mesh), weights))
+                batches, weights, numbers = zip(*drawn, strict=True)
+                # Every run has as many windows, so that the weights of one are those of all.
+                total += np.asarray(self._on_own(params, side_by_side(batches, self._mesh), weights[0]))
+                targets += numbers
             for of_run, loss in zip(losses, total / targets, strict=True):
                 of_run[stream] = float(loss)
         return losses
+
+    def _drawn(self, start: Start, stream: str, step: int) -> Iterator[tuple[AnyBatch, AnyArray, int]]:
+        """What one run's estimate reads at a step: windows, their weights, and how many tokens are to be predicted."""
+        file = start.data.val if stream == "val" else start.data.train
+        for starts in starts_of_estimate(file, stream, start.settings, step, self._rows):
+            padded, weights = dataset.filled_up(starts, self._rows, self._block_size)
+            yield (
+                dataset.windows(file, padded, self._block_size),
+                weights,
+                dataset.targets_at(file, starts, self._block_size),
+            )
 
     def whole_split(self, params: Params, stop: Stop) -> Float[np.ndarray, " R"]:
         """As `loop.whole_split_loss`, of every run."""
